@@ -1,0 +1,114 @@
+/** Sync-on-hit, async-on-miss plumbing, mutual exclusion and single flight. No I/O.
+ *  Invariant: waiters of a Mutex or Semaphore are served in order of arrival. */
+
+/** `undefined`: already done. A function that returns it may throw at once or reject, never both. */
+export type Pending = Promise<void> | undefined;
+export type MaybePromise<T> = T | Promise<T>;
+
+export function isPromise<T>(value: MaybePromise<T>): value is Promise<T> {
+  return value instanceof Promise;
+}
+
+/** Waits for every pending of a request before telling the first failure: a request has ended only when all that it
+ *  started has ended, else its buffers would be reused under running I/O. */
+export async function settleAll(pendings: readonly Pending[]): Promise<void> {
+  let failure: { error: unknown } | undefined;
+  for (const pending of pendings) {
+    if (pending === undefined) continue;
+    try {
+      await pending;
+    } catch (error) {
+      failure ??= { error };
+    }
+  }
+  if (failure !== undefined) throw failure.error;
+}
+
+/** Mutual exclusion over awaits; free of promises when uncontended. */
+export class Mutex {
+  #held = false;
+  readonly #waiters: (() => void)[] = [];
+
+  get held(): boolean {
+    return this.#held;
+  }
+
+  /** Takes the lock; `undefined` when it was free. */
+  acquire(): Pending {
+    if (!this.#held) {
+      this.#held = true;
+      return undefined;
+    }
+    return new Promise<void>((resolve) => {
+      this.#waiters.push(resolve);
+    });
+  }
+
+  /** Hands the lock to the longest waiter. */
+  release(): void {
+    const next = this.#waiters.shift();
+    if (next === undefined) this.#held = false;
+    else next();
+  }
+
+  async run<T>(body: () => MaybePromise<T>): Promise<T> {
+    const waiting = this.acquire();
+    if (waiting !== undefined) await waiting;
+    try {
+      return await body();
+    } finally {
+      this.release();
+    }
+  }
+}
+
+/** A counting gate: at most `count` holders. */
+export class Semaphore {
+  #free: number;
+  readonly #waiters: (() => void)[] = [];
+
+  constructor(count: number) {
+    this.#free = count;
+  }
+
+  acquire(): Pending {
+    if (this.#free > 0) {
+      this.#free--;
+      return undefined;
+    }
+    return new Promise<void>((resolve) => {
+      this.#waiters.push(resolve);
+    });
+  }
+
+  release(): void {
+    const next = this.#waiters.shift();
+    if (next === undefined) this.#free++;
+    else next();
+  }
+}
+
+/** N callers for one key share one run. A failed run is forgotten before its waiters are told, so the next caller tries again. */
+export class SingleFlight<K, V> {
+  readonly #running = new Map<K, Promise<V>>();
+
+  get(key: K): Promise<V> | undefined {
+    return this.#running.get(key);
+  }
+
+  run(key: K, start: () => Promise<V>): Promise<V> {
+    const running = this.#running.get(key);
+    if (running !== undefined) return running;
+    const promise = this.#follow(key, start);
+    this.#running.set(key, promise);
+    return promise;
+  }
+
+  async #follow(key: K, start: () => Promise<V>): Promise<V> {
+    try {
+      return await start();
+    } finally {
+      this.#running.delete(key);
+    }
+  }
+}

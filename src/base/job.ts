@@ -1,0 +1,49 @@
+/** Long work: progress, cancellation, and giving the event loop its turn. No timers of its own except `yieldMacrotask`. */
+import { BlockError } from './errors.ts';
+
+/** `done` never falls within one phase; both are bytes of the guest disk unless the job says otherwise. */
+export interface Progress {
+  readonly phase: string;
+  readonly done: number;
+  readonly total: number;
+}
+
+export interface JobOptions {
+  readonly signal?: AbortSignal;
+  readonly onProgress?: (progress: Progress) => void;
+}
+
+/** @throws {@link BlockError} ABORTED when the signal has fired; the signal's reason is the cause. */
+export function throwIfAborted(signal: AbortSignal | undefined): void {
+  if (signal?.aborted === true) throw new BlockError('ABORTED', 'interrupted', { cause: signal.reason });
+}
+
+/** One turn of the event loop. Awaiting a settled promise is not enough: signals, progress and other clients would starve. */
+export function yieldMacrotask(): Promise<void> {
+  return new Promise((resolve) => {
+    if (typeof setImmediate === 'function') setImmediate(resolve);
+    else setTimeout(resolve, 0);
+  });
+}
+
+/** Tells when synchronous work has run long enough to owe the event loop a turn. */
+export class Pacer {
+  readonly #budgetMs: number;
+  #since: number;
+
+  constructor(budgetMs = 10) {
+    this.#budgetMs = budgetMs;
+    this.#since = performance.now();
+  }
+
+  get due(): boolean {
+    return performance.now() - this.#since >= this.#budgetMs;
+  }
+
+  /** Yields one macrotask and checks the signal. */
+  async pause(signal?: AbortSignal): Promise<void> {
+    await yieldMacrotask();
+    throwIfAborted(signal);
+    this.#since = performance.now();
+  }
+}

@@ -1,0 +1,54 @@
+/** Bitmaps, LSB first in each byte. Pure. Bit indexes are numbers up to 2^53, never shifted. */
+
+export function getBit(bytes: Uint8Array, index: number): boolean {
+  return ((bytes[Math.floor(index / 8)] as number) & (1 << (index % 8))) !== 0;
+}
+
+/** Sets bits `[start, end)`; bytes in the middle are written whole. */
+export function setBits(bytes: Uint8Array, start: number, end: number): void {
+  let at = start;
+  while (at < end && at % 8 !== 0) at = setOne(bytes, at);
+  const wholeEnd = end - (end % 8);
+  if (wholeEnd > at) {
+    bytes.fill(0xff, at / 8, wholeEnd / 8);
+    at = wholeEnd;
+  }
+  while (at < end) at = setOne(bytes, at);
+}
+
+function setOne(bytes: Uint8Array, index: number): number {
+  const byte = Math.floor(index / 8);
+  bytes[byte] = (bytes[byte] as number) | (1 << (index % 8));
+  return index + 1;
+}
+
+/** Clears bits `[start, end)`. */
+export function clearBits(bytes: Uint8Array, start: number, end: number): void {
+  let at = start;
+  while (at < end && at % 8 !== 0) at = clearOne(bytes, at);
+  const wholeEnd = end - (end % 8);
+  if (wholeEnd > at) {
+    bytes.fill(0, at / 8, wholeEnd / 8);
+    at = wholeEnd;
+  }
+  while (at < end) at = clearOne(bytes, at);
+}
+
+function clearOne(bytes: Uint8Array, index: number): number {
+  const byte = Math.floor(index / 8);
+  bytes[byte] = (bytes[byte] as number) & ~(1 << (index % 8));
+  return index + 1;
+}
+
+/** End of the run of bits equal to bit `start`, not past `end`; steps over uniform bytes whole. */
+export function findRunEnd(bytes: Uint8Array, start: number, end: number): number {
+  const value = getBit(bytes, start);
+  const uniform = value ? 0xff : 0;
+  let at = start + 1;
+  while (at < end) {
+    if (at % 8 === 0 && bytes[at / 8] === uniform && at + 8 <= end) at += 8;
+    else if (getBit(bytes, at) === value) at++;
+    else break;
+  }
+  return at;
+}

@@ -1,0 +1,34 @@
+/** Compression of allocation units: what format rooms ask for, whoever runs it (this thread or the worker pool).
+ *  Owns the contract and the choice of thread; `#platform` owns the codecs themselves.
+ *  Invariant: each unit is compressed on its own, so the bytes are the same for every number of workers. */
+import type { Pending } from '../base/async.ts';
+
+/** `deflate`: raw deflate, window 2^12, as qcow and qcow2 store it; read with any window. `zstd`: one frame per unit. */
+export type CompressionType = 'deflate' | 'zstd';
+
+/** Result of compressing units: unit `i` is `bytes[starts[i], starts[i] + lengths[i])`; length 0 means that it would not have become smaller. */
+export interface CompressedUnits {
+  readonly bytes: Uint8Array;
+  readonly starts: Int32Array;
+  readonly lengths: Int32Array;
+}
+
+export interface Codecs {
+  /** Worker threads at most; 0 means that everything runs here. */
+  readonly workers: number;
+  /** Compresses the units of `unit` bytes laid end to end in `input` (a whole number of them). `input` may be reused when the promise ends. */
+  compress(type: CompressionType, input: Uint8Array, unit: number): Promise<CompressedUnits>;
+  /** Decompresses `starts.length` units: unit `i` is encoded in `encoded[starts[i], starts[i]+lengths[i])` (bytes after its end are ignored)
+   *  and fills `into[i*unit, (i+1)*unit)`. A few units are done at once, in this thread; many go to the workers.
+   *  @throws {@link BlockError} CORRUPT, reason `codec.data`, details `{ index }` when a unit does not decode to exactly `unit` bytes. */
+  decompress(
+    type: CompressionType,
+    encoded: Uint8Array,
+    starts: Int32Array,
+    lengths: Int32Array,
+    unit: number,
+    into: Uint8Array,
+  ): Pending;
+  /** Ends the workers; idempotent. Idle workers never keep the process alive. */
+  close(): Promise<void>;
+}

@@ -1,0 +1,258 @@
+/** The mapping plane: a format answers "where do these guest bytes live?", and the engine moves them.
+ *  Owns the contracts a format room implements: FormatNode, WritePlan, facets, FormatDriver. No I/O.
+ *  Invariant of every writer: prepare (reserve) → data and copy-on-write edges → commit (publish). Nothing is published
+ *  before its data is written; nothing that was published before is overwritten by an allocation. */
+import type { MaybePromise, Pending } from '../base/async.ts';
+import type { JobOptions } from '../base/job.ts';
+import type { OptionSchema, OptionsOf } from '../base/options.ts';
+import type { Codecs } from '../codec/codecs.ts';
+import type { BlockNode, Child } from './node.ts';
+import type { RunList } from './run.ts';
+import type { ByteStore, IoOptions, Preallocation, ZeroOptions } from './store.ts';
+import type { CacheBudget } from './table-cache.ts';
+
+/** Where one stretch of a guest write goes: a single host run, with at most one edge on each side.
+ *  An edge is a guest range that the engine fills by reading this node under its old mapping (backing file, own cluster
+ *  shared with a snapshot, compressed cluster, zero flag), and that lies directly before or after the run on the host. */
+export interface WritePlan {
+  /** First guest byte written; equals the offset that was asked. */
+  readonly guestOffset: number;
+  /** Guest bytes written, at most what was asked. */
+  readonly length: number;
+  readonly child: number;
+  /** Where `guestOffset` goes. */
+  readonly hostOffset: number;
+  /** Bytes before `guestOffset` / after the end that must be filled from the old mapping. */
+  readonly headLength: number;
+  readonly tailLength: number;
+}
+
+/** Encryption, applied by the engine to `data` runs. Offsets and lengths are multiples of `sector`. */
+export interface DataTransform {
+  readonly sector: number;
+  /** Which offset feeds the tweak. */
+  readonly tweak: 'guest' | 'host';
+  /** Never changes `from`: the guest's buffer is the guest's. */
+  encrypt(from: Uint8Array, into: Uint8Array, at: number): Pending;
+  decrypt(bytes: Uint8Array, at: number): Pending;
+}
+
+/** An opened image's mapping. All offsets and lengths in bytes. */
+export interface FormatNode {
+  readonly format: string;
+  readonly virtualSize: number;
+  /** Allocation unit: cluster, block, grain. */
+  readonly unit: number;
+  /** Granularity of zero marks: the subcluster where there are some, else `unit`. */
+  readonly zeroUnit: number;
+  /** Whether `extents` asks the file below for holes inside data runs (raw, preallocated metadata). */
+  readonly recurse: boolean;
+  readonly readOnly: boolean;
+  readonly children: readonly Child[];
+  /** Maps from `offset` on into `into` (already reset); covers at least one unit; no I/O beyond the first missing table. */
+  map(offset: number, length: number, into: RunList): Pending;
+  /** Fills `into` with the guest bytes of runs `first … first+count-1`, all encoded and consecutive; `into` begins at the first run's
+   *  guest offset. Works by the runs' descriptors alone: a second look-up would find another mapping. */
+  decode?(runs: RunList, first: number, count: number, into: Uint8Array, options?: IoOptions): Pending;
+  /** Reserves host space for a write at `offset`, maybe less than asked, never past one table slice; publishes nothing.
+   *  Called under the range lock; maps again itself. */
+  prepareWrite?(offset: number, length: number): MaybePromise<WritePlan>;
+  /** Publishes a plan whose data and edges are written. */
+  commitWrite?(plan: WritePlan): Pending;
+  /** Gives a plan's reservation back. Never after a failed commit. If it fails, the space leaks. */
+  abortWrite?(plan: WritePlan): Pending;
+  /** Encodes and stores whole units (the last of the disk may be short). Calls are allocated in the order they are made. */
+  writeCompressed?(offset: number, from: Uint8Array, options?: IoOptions): Promise<void>;
+  /** Marks whole zeroUnits as reading zero. `unsupported`: the engine writes zeros instead. Called under the range lock. */
+  mapZeroes?(offset: number, length: number, options: ZeroOptions): MaybePromise<'done' | 'unsupported'>;
+  /** Drops whole units: they read as zero, or show the backing file again. Called under the range lock. */
+  unmap?(offset: number, length: number, reveal: 'zero' | 'backing'): MaybePromise<'done' | 'unsupported'>;
+  /** Overlap check before every data write, in place ones included; throws CORRUPT. */
+  checkDataWrite?(child: number, hostOffset: number, length: number): Pending;
+  readonly transform?: DataTransform | undefined;
+  /** Told by the engine where its running requests are counted; formats that defer frees keep it. */
+  attach?(engine: EngineServices): void;
+  resize?(virtualSize: number, preallocation: Preallocation | 'metadata'): Promise<void>;
+  /** Writes all tables back in their order and makes everything durable, data included. */
+  flush(): Pending;
+  /** Flushes what the format holds and leaves the children open. */
+  close(): Promise<void>;
+  info(): MaybePromise<FormatInfo>;
+  readonly check?: CheckFacet;
+}
+
+/** What the engine lends a format. */
+export interface EngineServices {
+  /** Requests that run now have ended when the promise ends; `undefined` when none runs. Never called from inside a request
+   *  that counts itself, except through deferred frees, which exclude it. */
+  readonly epochs: EpochSource;
+  /** Guest bytes under the present mapping, for rewrites inside the format. */
+  readGuest(offset: number, into: Uint8Array): Pending;
+  /** After a fatal finding: every later request fails with `error`. */
+  condemn(error: Error): void;
+  exclusive<T>(body: () => Promise<T>): Promise<T>;
+}
+
+/** Answers "have all requests that had begun at that moment ended?". */
+export interface EpochSource {
+  /** A stamp of now. */
+  now(): number;
+  /** Whether every request that had begun at or before `stamp` has ended. */
+  ended(stamp: number): boolean;
+}
+
+export interface FormatInfo {
+  readonly clusterSize?: number;
+  readonly encrypted?: boolean;
+  /** Not closed cleanly; `undefined` where the format cannot tell. */
+  readonly dirty?: boolean;
+  readonly backing?: { readonly name: string; readonly format?: string };
+  readonly snapshots?: readonly SnapshotInfo[];
+  /** Format-specific facts under QEMU's names (`lazy-refcounts`), shown in QEMU's order by the renderer. */
+  readonly specific?: { readonly type: string; readonly data: Readonly<Record<string, unknown>> };
+}
+
+export interface SnapshotInfo {
+  readonly id: string;
+  readonly name: string;
+  readonly vmStateSize: number;
+  readonly dateSeconds: number;
+  readonly dateNanoseconds: number;
+  readonly vmClockNanoseconds: bigint;
+  readonly icount?: bigint;
+  readonly diskSize?: number;
+}
+
+export type CheckFix = 'none' | 'leaks' | 'all';
+
+export interface CheckFinding {
+  readonly kind: 'leak' | 'corruption' | 'error' | 'note';
+  readonly reason: string;
+  /** The line qemu-img prints for it. */
+  readonly message: string;
+  readonly details?: Readonly<Record<string, unknown>>;
+}
+
+export interface CheckOptions extends JobOptions {
+  readonly fix?: CheckFix;
+  readonly onFinding?: (finding: CheckFinding) => void;
+}
+
+/** Counters of one run; `leaks` and `corruptions` are those left, the `Fixed` ones those mended. */
+export interface CheckResult {
+  readonly checkErrors: number;
+  readonly corruptions: number;
+  readonly leaks: number;
+  readonly corruptionsFixed: number;
+  readonly leaksFixed: number;
+  readonly imageEndOffset?: number;
+  readonly totalClusters?: number;
+  readonly allocatedClusters?: number;
+  readonly fragmentedClusters?: number;
+  readonly compressedClusters?: number;
+}
+
+export interface CheckFacet {
+  check(options: CheckOptions): Promise<CheckResult>;
+}
+
+/** Things that happen to an image while it is open; never prints, always told. */
+export type ImageEvent =
+  | {
+      readonly type: 'corrupted';
+      readonly node: string;
+      readonly message: string;
+      readonly fatal: boolean;
+      readonly offset?: number;
+      readonly size?: number;
+    }
+  | { readonly type: 'warning'; readonly node: string; readonly reason: string; readonly message: string }
+  | { readonly type: 'repaired'; readonly node: string; readonly message: string };
+
+/** A file that an image names. */
+export interface Reference {
+  readonly role: 'backing' | 'data' | 'extent';
+  /** As recorded in the image. */
+  readonly name: string;
+  readonly format?: string | undefined;
+  readonly readOnly: boolean;
+}
+
+export interface OpenContext {
+  readonly file: BlockNode;
+  /** What messages call the image. */
+  readonly name: string;
+  readonly readOnly: boolean;
+  /** Opened to be checked or repaired: damage that `check` can report is no reason to refuse. */
+  readonly forCheck: boolean;
+  /** Nothing need be durable before the last flush: no order of writes is kept (convert's default target). */
+  readonly unsafe: boolean;
+  readonly cache: CacheBudget;
+  /** Compression, on worker threads for bulk. */
+  readonly codecs: Codecs;
+  /** The only way to another file; policy, cycles and depth are decided there. */
+  openReference(reference: Reference): Promise<BlockNode>;
+  report(event: ImageEvent): void;
+  readonly signal?: AbortSignal | undefined;
+}
+
+export interface CreateContext {
+  /** The new file, empty and writable. */
+  readonly file: ByteStore;
+  readonly name: string;
+  /** Creates (or opens, as the format says) a file that the new image names. */
+  createReference(reference: Reference, size: number): Promise<ByteStore>;
+  readonly signal?: AbortSignal | undefined;
+}
+
+export interface ProbeInput {
+  /** The first bytes, at most 2 KiB, fewer when the file is shorter. */
+  readonly head: Uint8Array;
+  readonly fileSize: number;
+  readonly name: string;
+}
+
+export interface FormatCapabilities {
+  readonly create: boolean;
+  readonly write: boolean;
+  readonly backing: boolean;
+  readonly compress: boolean;
+  readonly check: boolean;
+  /** A new image without backing file reads as zero everywhere. */
+  readonly zeroInit: boolean;
+}
+
+/** Space an image would need, in bytes of its file. */
+export interface Measurement {
+  readonly required: number;
+  readonly fullyAllocated: number;
+  /** Space of persistent bitmaps, where source and target know them. */
+  readonly bitmaps?: number;
+}
+
+/** A format as a value: callers pass the ones they want. */
+export interface FormatDriver<
+  N extends string = string,
+  O extends OptionSchema = OptionSchema,
+  C extends OptionSchema = OptionSchema,
+> {
+  readonly kind: 'format';
+  readonly name: N;
+  readonly summary: string;
+  readonly extensions: readonly string[];
+  readonly capabilities: FormatCapabilities;
+  readonly openOptions: O;
+  readonly createOptions: C;
+  /** 0..100, pure. */
+  probe(input: ProbeInput): number;
+  open(context: OpenContext, options: OptionsOf<O>): Promise<FormatNode>;
+  /** Creates an image of `virtualSize` bytes into `context.file`. */
+  create?(context: CreateContext, virtualSize: number, options: OptionsOf<C>): Promise<void>;
+  measure?(virtualSize: number, options: OptionsOf<C>, source?: BlockNode): Promise<Measurement>;
+}
+
+export function defineFormat<const N extends string, const O extends OptionSchema, const C extends OptionSchema>(
+  driver: Omit<FormatDriver<N, O, C>, 'kind'>,
+): FormatDriver<N, O, C> {
+  return { kind: 'format', ...driver };
+}

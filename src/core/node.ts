@@ -1,0 +1,35 @@
+/** The graph: named ByteStores with children in named roles. Types and walks only; nodes are fixed once opened. */
+import type { ByteStore } from './store.ts';
+import type { FormatNode } from './format.ts';
+
+/** What a child is to its parent. `file`: metadata (and data, unless there is a data child). */
+export type ChildRole = 'file' | 'data' | 'backing' | 'extent';
+
+export interface Child {
+  readonly role: ChildRole;
+  /** `file`, `backing`, `data-file`, … as QEMU names it. */
+  readonly name: string;
+  readonly node: BlockNode;
+}
+
+/** A ByteStore in a graph. */
+export interface BlockNode extends ByteStore {
+  /** The name messages and `map` show: the file name as the user gave it, or as the reference resolved. */
+  readonly name: string;
+  /** `file`, `qcow2`, `raw`, … */
+  readonly driver: string;
+  readonly children: readonly Child[];
+  /** The format behind this node, where it is an opened image. */
+  readonly format?: FormatNode;
+}
+
+export function childOf(node: { readonly children: readonly Child[] }, role: ChildRole): BlockNode | undefined {
+  return node.children.find((child) => child.role === role)?.node;
+}
+
+/** The node and its backing files, top first. */
+export function backingChain(top: BlockNode): BlockNode[] {
+  const chain: BlockNode[] = [];
+  for (let at: BlockNode | undefined = top; at !== undefined; at = childOf(at, 'backing')) chain.push(at);
+  return chain;
+}
