@@ -1,9 +1,10 @@
 /** Options of drivers and tools: one schema value yields types, validation, command-line parsing, `-o help` and docs.
  *  Invariant: a schema is data; nothing here knows what an option means.
  *  Names are camelCase in TypeScript and snake_case on the command line (`cli` overrides). */
+
+import { isPowerOfTwo } from '../bytes/align.ts';
 import { BlockError } from './errors.ts';
 import { parseSize } from './sizes.ts';
-import { isPowerOfTwo } from '../bytes/align.ts';
 
 export type OptionKind = 'size' | 'choice' | 'text' | 'bool' | 'int';
 
@@ -124,10 +125,14 @@ function badValue(name: string, def: OptionDef<unknown>, value: unknown, wanted:
 function unknownOption(schema: OptionSchema, given: string): BlockError {
   const names = Object.entries(schema).map(([key, def]) => cliName(key, def));
   const nearest = nearestName(given, names);
-  return new BlockError('OPTION', `unknown option '${given}'${nearest === undefined ? '' : `; did you mean '${nearest}'?`}`, {
-    reason: 'option.unknown',
-    details: { name: given, nearest },
-  });
+  return new BlockError(
+    'OPTION',
+    `unknown option '${given}'${nearest === undefined ? '' : `; did you mean '${nearest}'?`}`,
+    {
+      reason: 'option.unknown',
+      details: { name: given, nearest },
+    },
+  );
 }
 
 /** The name within a few edits of `given`, for "did you mean". */

@@ -84,7 +84,10 @@ export function struct<const F extends Fields>(
   let end = 0;
   for (const [key, [offset, field]] of Object.entries(fields)) {
     if (offset !== end) {
-      throw new BlockError('INTERNAL', `struct ${name}: field ${key} is declared at ${offset}, the previous ends at ${end}`);
+      throw new BlockError(
+        'INTERNAL',
+        `struct ${name}: field ${key} is declared at ${offset}, the previous ends at ${end}`,
+      );
     }
     end = offset + field.size;
   }

@@ -45,8 +45,9 @@ export interface FormatNode {
   readonly unit: number;
   /** Granularity of zero marks: the subcluster where there are some, else `unit`. */
   readonly zeroUnit: number;
-  /** Whether `extents` asks the file below for holes inside data runs (raw, preallocated metadata). */
-  readonly recurse: boolean;
+  /** What `extents` asks the file below about data runs: nothing; whether they read as zero (preallocated metadata);
+   *  or their whole status, which then stands for ours (raw). */
+  readonly recurse: 'none' | 'zero' | 'status';
   readonly readOnly: boolean;
   readonly children: readonly Child[];
   /** Maps from `offset` on into `into` (already reset); covers at least one unit; no I/O beyond the first missing table. */
@@ -70,7 +71,7 @@ export interface FormatNode {
   /** Overlap check before every data write, in place ones included; throws CORRUPT. */
   checkDataWrite?(child: number, hostOffset: number, length: number): Pending;
   readonly transform?: DataTransform | undefined;
-  /** Told by the engine where its running requests are counted; formats that defer frees keep it. */
+  /** Called once, before the first request, with what the engine lends. */
   attach?(engine: EngineServices): void;
   resize?(virtualSize: number, preallocation: Preallocation | 'metadata'): Promise<void>;
   /** Writes all tables back in their order and makes everything durable, data included. */
@@ -83,13 +84,13 @@ export interface FormatNode {
 
 /** What the engine lends a format. */
 export interface EngineServices {
-  /** Requests that run now have ended when the promise ends; `undefined` when none runs. Never called from inside a request
-   *  that counts itself, except through deferred frees, which exclude it. */
+  /** Which requests run: deferred frees ask it. */
   readonly epochs: EpochSource;
   /** Guest bytes under the present mapping, for rewrites inside the format. */
   readGuest(offset: number, into: Uint8Array): Pending;
   /** After a fatal finding: every later request fails with `error`. */
   condemn(error: Error): void;
+  /** Runs `body` alone: new requests wait, running ones have ended. Never from inside a request. */
   exclusive<T>(body: () => Promise<T>): Promise<T>;
 }
 

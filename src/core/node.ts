@@ -1,6 +1,7 @@
 /** The graph: named ByteStores with children in named roles. Types and walks only; nodes are fixed once opened. */
-import type { ByteStore } from './store.ts';
+
 import type { FormatNode } from './format.ts';
+import type { ByteStore } from './store.ts';
 
 /** What a child is to its parent. `file`: metadata (and data, unless there is a data child). */
 export type ChildRole = 'file' | 'data' | 'backing' | 'extent';

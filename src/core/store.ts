@@ -201,7 +201,12 @@ export abstract class BaseStore implements BlockNode {
   protected abstract _write(offset: number, from: Uint8Array, options: WriteOptions | undefined): Pending;
   protected abstract _writeZeroes(offset: number, length: number, options: ZeroOptions | undefined): Pending;
   protected abstract _discard(offset: number, length: number, options: IoOptions | undefined): Pending;
-  protected abstract _extents(offset: number, length: number, into: ExtentList, options: IoOptions | undefined): Pending;
+  protected abstract _extents(
+    offset: number,
+    length: number,
+    into: ExtentList,
+    options: IoOptions | undefined,
+  ): Pending;
   protected abstract _flush(options: IoOptions | undefined): Pending;
   protected abstract _truncate(size: number, options: TruncateOptions | undefined): Pending;
   protected abstract _close(): Promise<void>;

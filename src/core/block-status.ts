@@ -1,0 +1,166 @@
+/** From mapping to status: what `map` and the copier see of a node and its backing chain.
+ *  Implements the truth table of QEMU's block status: data, explicit zero, nothing here (the backing file decides, or zeros where it has ended).
+ *  Invariant: every extent added lies within one layer; the depth counts layers from the node that was asked. */
+import type { Pending } from '../base/async.ts';
+import { EXTENT, ExtentList } from './extent.ts';
+import type { FormatNode } from './format.ts';
+import type { BlockNode } from './node.ts';
+import type { Run, RunList } from './run.ts';
+
+export interface ExtentCursor {
+  at: number;
+  readonly end: number;
+  readonly into: ExtentList;
+  readonly runs: RunList;
+}
+
+const PRESENT_DATA = EXTENT.present + EXTENT.data;
+const PRESENT_ZERO = EXTENT.present + EXTENT.zero;
+
+/** Adds extents from `cursor.at` on until the range is covered, or the list is full. */
+export function mapExtents(format: FormatNode, backing: BlockNode | undefined, cursor: ExtentCursor): Pending {
+  while (cursor.at < cursor.end) {
+    const { runs } = cursor;
+    runs.reset(cursor.at, cursor.end);
+    const mapping = format.map(cursor.at, cursor.end - cursor.at, runs);
+    if (mapping !== undefined) return mapThenAdd(mapping, format, backing, cursor);
+    for (let i = 0; i < runs.count; i++) {
+      const added = addRun(format, backing, cursor, runs.at(i));
+      if (added === 'full') return undefined;
+      if (added !== undefined) return resume(added, format, backing, cursor);
+    }
+  }
+  return undefined;
+}
+
+async function resume(
+  added: Promise<'full' | undefined>,
+  format: FormatNode,
+  backing: BlockNode | undefined,
+  cursor: ExtentCursor,
+): Promise<void> {
+  // The rest of the old run list is mapped again: after an await, what was looked up before it is stale.
+  if ((await added) !== 'full') await mapExtents(format, backing, cursor);
+}
+
+async function mapThenAdd(
+  mapping: Promise<void>,
+  format: FormatNode,
+  backing: BlockNode | undefined,
+  cursor: ExtentCursor,
+): Promise<void> {
+  await mapping;
+  for (let i = 0; i < cursor.runs.count; i++) {
+    const added = addRun(format, backing, cursor, cursor.runs.at(i));
+    if (added === 'full') return;
+    if (added !== undefined) {
+      if ((await added) === 'full') return;
+      break;
+    }
+  }
+  await mapExtents(format, backing, cursor);
+}
+
+function addRun(
+  format: FormatNode,
+  backing: BlockNode | undefined,
+  cursor: ExtentCursor,
+  run: Run,
+): 'full' | undefined | Promise<'full' | undefined> {
+  const { into } = cursor;
+  switch (run.kind) {
+    case 'data':
+      if (format.recurse !== 'none') return addRecursing(format, cursor, run);
+      return advance(
+        cursor,
+        run.length,
+        into.add(
+          run.length,
+          PRESENT_DATA,
+          format.transform === undefined ? run.hostOffset : -1,
+          format.children[run.child]?.node.name,
+        ),
+      );
+    case 'zero':
+      return advance(
+        cursor,
+        run.length,
+        run.hostOffset < 0
+          ? into.add(run.length, PRESENT_ZERO)
+          : into.add(run.length, PRESENT_ZERO, run.hostOffset, format.children[run.child]?.node.name),
+      );
+    case 'encoded':
+      return advance(cursor, run.length, into.add(run.length, PRESENT_DATA + EXTENT.compressed));
+    case 'unallocated':
+      if (backing === undefined || run.guestOffset >= backing.size) {
+        return advance(cursor, run.length, into.add(run.length, EXTENT.zero));
+      }
+      return addBelow(backing, cursor, run.guestOffset, Math.min(run.length, backing.size - run.guestOffset));
+  }
+}
+
+function advance(cursor: ExtentCursor, length: number, added: boolean): 'full' | undefined {
+  if (!added) return 'full';
+  cursor.at += length;
+  return undefined;
+}
+
+function addBelow(
+  backing: BlockNode,
+  cursor: ExtentCursor,
+  offset: number,
+  length: number,
+): 'full' | undefined | Promise<'full' | undefined> {
+  const below = new ExtentList(Math.max(16, cursor.into.capacity - cursor.into.count));
+  below.reset(offset);
+  const pending = backing.extents(offset, length, below);
+  if (pending !== undefined) return pending.then(() => copyBelow(below, cursor));
+  return copyBelow(below, cursor);
+}
+
+function copyBelow(below: ExtentList, cursor: ExtentCursor): 'full' | undefined {
+  for (let i = 0; i < below.count; i++) {
+    const length = below.lengthAt(i);
+    const added = cursor.into.add(
+      length,
+      below.flagsAt(i),
+      below.hostOffsetAt(i),
+      below.nodeAt(i),
+      below.depthAt(i) + 1,
+    );
+    if (!added) return 'full';
+    cursor.at += length;
+  }
+  return undefined;
+}
+
+/** Asks the file below whether the run's bytes are there at all. */
+function addRecursing(
+  format: FormatNode,
+  cursor: ExtentCursor,
+  run: Run,
+): 'full' | undefined | Promise<'full' | undefined> {
+  const child = format.children[run.child]?.node;
+  if (child === undefined) return 'full';
+  const below = new ExtentList(256);
+  below.reset(run.hostOffset);
+  const inside = Math.max(0, Math.min(run.length, child.size - run.hostOffset));
+  const { guestOffset, length } = run;
+  const node = child.name;
+  const pending = inside > 0 ? child.extents(run.hostOffset, inside, below) : undefined;
+  const finish = (): 'full' | undefined => {
+    for (let i = 0; i < below.count; i++) {
+      const zero = Math.floor(below.flagsAt(i) / EXTENT.zero) % 2 === 1;
+      const flags = format.recurse === 'status' ? below.flagsAt(i) : PRESENT_DATA + (zero ? EXTENT.zero : 0);
+      if (!cursor.into.add(below.lengthAt(i), flags, below.startAt(i), node)) return 'full';
+      cursor.at += below.lengthAt(i);
+    }
+    if (below.end < run.hostOffset + inside) return undefined;
+    // Past the file's end everything reads as zero.
+    const rest = guestOffset + length - cursor.at;
+    if (rest <= 0 || inside === length) return undefined;
+    const flags = format.recurse === 'status' ? PRESENT_ZERO : PRESENT_DATA + EXTENT.zero;
+    return advance(cursor, rest, cursor.into.add(rest, flags, below.end, node));
+  };
+  return pending === undefined ? finish() : pending.then(finish);
+}

@@ -1,0 +1,38 @@
+/** Protocols: how a name becomes bytes. A protocol is a value the caller passes; nothing registers itself. Types only. */
+import type { BlockNode } from './node.ts';
+
+export interface OpenFileOptions {
+  readonly readOnly: boolean;
+  readonly signal?: AbortSignal | undefined;
+}
+
+export interface CreateFileOptions {
+  /** Fail with EXISTS when the name is taken; otherwise an existing file is emptied. */
+  readonly exclusive?: boolean;
+  readonly signal?: AbortSignal | undefined;
+}
+
+/** What stands at a name, without opening it for I/O. */
+export interface FileStatus {
+  /** `file`: a regular file; `device`: a block or character device; `pipe`: forward only; `other`: sockets and the like. */
+  readonly kind: 'file' | 'directory' | 'device' | 'pipe' | 'other';
+  readonly size: number;
+  /** Equal for two names of one file (`dev:ino`). */
+  readonly identity: string | undefined;
+}
+
+export interface ProtocolDriver {
+  readonly name: string;
+  /** Prefixes before the first colon that belong to it (`file`); a name without a known prefix goes to the first protocol of the list. */
+  readonly schemes: readonly string[];
+  /** @throws {@link BlockError} with the system's errno in `details.errno`, `details.name` the name as given. */
+  open(name: string, options: OpenFileOptions): Promise<BlockNode>;
+  create?(name: string, options: CreateFileOptions): Promise<BlockNode>;
+  /** `undefined` when nothing is there. */
+  status?(name: string): Promise<FileStatus | undefined>;
+  /** Replaces `to`; both on the same protocol. */
+  rename?(from: string, to: string): Promise<void>;
+  remove?(name: string): Promise<void>;
+  /** The name that `relative`, found inside the file `base`, means. */
+  resolve(base: string, relative: string): string;
+}
