@@ -12,16 +12,8 @@ export function isPromise<T>(value: MaybePromise<T>): value is Promise<T> {
 /** Waits for every pending of a request before telling the first failure: a request has ended only when all that it
  *  started has ended, else its buffers would be reused under running I/O. */
 export async function settleAll(pendings: readonly Pending[]): Promise<void> {
-  let failure: { error: unknown } | undefined;
-  for (const pending of pendings) {
-    if (pending === undefined) continue;
-    try {
-      await pending;
-    } catch (error) {
-      failure ??= { error };
-    }
-  }
-  if (failure !== undefined) throw failure.error;
+  // All are listened to from the first moment: one that fails while another still runs must not count as unhandled.
+  for (const result of await Promise.allSettled(pendings)) if (result.status === 'rejected') throw result.reason;
 }
 
 /** Mutual exclusion over awaits; free of promises when uncontended. */

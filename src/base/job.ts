@@ -26,6 +26,22 @@ export function yieldMacrotask(): Promise<void> {
   });
 }
 
+/** Waits `ms` milliseconds, less when the signal fires.
+ *  @throws {@link BlockError} ABORTED. */
+export async function sleep(ms: number, signal?: AbortSignal): Promise<void> {
+  throwIfAborted(signal);
+  let wake = (): void => undefined;
+  const slept = new Promise<void>((resolve) => {
+    wake = resolve;
+  });
+  const timer = setTimeout(wake, ms);
+  signal?.addEventListener('abort', wake);
+  await slept;
+  clearTimeout(timer);
+  signal?.removeEventListener('abort', wake);
+  throwIfAborted(signal);
+}
+
 /** Tells when synchronous work has run long enough to owe the event loop a turn. */
 export class Pacer {
   readonly #budgetMs: number;

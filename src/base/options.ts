@@ -24,6 +24,8 @@ export interface OptionDef<T> {
   readonly powerOfTwo?: boolean;
   /** The reason id an invalid value is reported under; `option.value` where it is not given. */
   readonly reason?: string;
+  /** Known by name, but not to be used yet: every value is refused with UNSUPPORTED, and the help does not list it. */
+  readonly unsupported?: boolean;
 }
 
 type Rest<T> = Omit<OptionDef<T>, 'kind' | 'choices'>;
@@ -88,6 +90,7 @@ export function resolveOptions<S extends OptionSchema>(schema: S, input: Options
 }
 
 function validate(name: string, def: OptionDef<unknown>, value: unknown): unknown {
+  refuseUnsupported(name, def);
   switch (def.kind) {
     case 'size':
     case 'int': {
@@ -113,6 +116,14 @@ function validate(name: string, def: OptionDef<unknown>, value: unknown): unknow
       return canonical;
     }
   }
+}
+
+function refuseUnsupported(name: string, def: OptionDef<unknown>): void {
+  if (def.unsupported !== true) return;
+  throw new BlockError('UNSUPPORTED', `option ${name} is not supported yet`, {
+    reason: def.reason ?? 'option.unsupported',
+    details: { name },
+  });
 }
 
 function badValue(name: string, def: OptionDef<unknown>, value: unknown, wanted: string): BlockError {
@@ -204,6 +215,7 @@ export function parseOptions<S extends OptionSchema>(
 }
 
 function parseValue(name: string, def: OptionDef<unknown>, value: string): unknown {
+  refuseUnsupported(name, def);
   switch (def.kind) {
     case 'size': {
       const parsed = parseSize(value);
@@ -239,6 +251,7 @@ const TYPE_NAMES: Readonly<Record<OptionKind, string>> = {
 /** The lines of `-o help`: alphabetical, `  name=<type>  - help`. */
 export function formatOptionHelp(schema: OptionSchema): string[] {
   return Object.entries(schema)
+    .filter(([, def]) => def.unsupported !== true)
     .map(([key, def]) => `  ${cliName(key, def)}=<${TYPE_NAMES[def.kind]}>  - ${def.help}`)
     .sort();
 }

@@ -4,7 +4,7 @@
 import { BlockError, hex } from '../base/errors.ts';
 import { getU64, setU64 } from './ints.ts';
 
-interface Field<T> {
+export interface Field<T> {
   readonly size: number;
   get(view: DataView, offset: number, littleEndian: boolean): T;
   set(view: DataView, offset: number, value: T, littleEndian: boolean): void;

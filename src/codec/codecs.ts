@@ -16,10 +16,12 @@ export interface CompressedUnits {
 export interface Codecs {
   /** Worker threads at most; 0 means that everything runs here. */
   readonly workers: number;
-  /** Compresses the units of `unit` bytes laid end to end in `input` (a whole number of them). `input` may be reused when the promise ends. */
+  /** Compresses the units of `unit` bytes laid end to end in `input` (a whole number of them). `input` may be reused when the promise ends.
+   *  Where it lies over a SharedArrayBuffer, workers read it in place. */
   compress(type: CompressionType, input: Uint8Array, unit: number): Promise<CompressedUnits>;
   /** Decompresses `starts.length` units: unit `i` is encoded in `encoded[starts[i], starts[i]+lengths[i])` (bytes after its end are ignored)
    *  and fills `into[i*unit, (i+1)*unit)`. A few units are done at once, in this thread; many go to the workers.
+   *  `encoded` and `into` over SharedArrayBuffers are used in place. After a failure the content of `into` is undefined.
    *  @throws {@link BlockError} CORRUPT, reason `codec.data`, details `{ index }` when a unit does not decode to exactly `unit` bytes. */
   decompress(
     type: CompressionType,

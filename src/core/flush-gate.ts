@@ -5,12 +5,15 @@ import type { ByteStore } from './store.ts';
 
 export class FlushGate {
   readonly store: ByteStore;
+  /** Never flush: the caller has asked for no durability before the end. */
+  readonly unsafe: boolean;
   readonly #running = new Map<number, Promise<void>>();
   #begun = 0;
   #done = 0;
 
-  constructor(store: ByteStore) {
+  constructor(store: ByteStore, unsafe = false) {
     this.store = store;
+    this.unsafe = unsafe;
   }
 
   /** A claim on the first flush that begins from now on. Take it when the writes it stands for have ended. */
@@ -19,18 +22,19 @@ export class FlushGate {
   }
 
   settled(ticket: number): boolean {
-    return this.#done >= ticket;
+    return this.unsafe || this.#done >= ticket;
   }
 
   /** Ends when a flush begun after `ticket` was taken has ended; starts one where none runs that would do. */
   settle(ticket: number): Pending {
-    if (this.#done >= ticket) return undefined;
+    if (this.settled(ticket)) return undefined;
     for (const [number, promise] of this.#running) if (number >= ticket) return promise;
     return this.flush();
   }
 
   /** A new flush, from now. */
   flush(): Pending {
+    if (this.unsafe) return undefined;
     const number = ++this.#begun;
     const pending = this.store.flush();
     if (pending === undefined) {

@@ -8,6 +8,7 @@ import type { OptionSchema, OptionsOf } from '../base/options.ts';
 import type { Codecs } from '../codec/codecs.ts';
 import type { BlockNode, Child } from './node.ts';
 import type { RunList } from './run.ts';
+import type { SafetyRules } from './safety.ts';
 import type { ByteStore, IoOptions, Preallocation, ZeroOptions } from './store.ts';
 import type { CacheBudget } from './table-cache.ts';
 
@@ -186,8 +187,12 @@ export interface OpenContext {
   readonly readOnly: boolean;
   /** Opened to be checked or repaired: damage that `check` can report is no reason to refuse. */
   readonly forCheck: boolean;
+  /** Only facts are asked for (info): what guest data would need, a key for one, may be missing. Reads of guest data then throw. */
+  readonly metadataOnly?: boolean;
   /** Nothing need be durable before the last flush: no order of writes is kept (convert's default target). */
   readonly unsafe: boolean;
+  /** For the tests that prove each rule by its absence. */
+  readonly rules?: SafetyRules;
   readonly cache: CacheBudget;
   /** Compression, on worker threads for bulk. */
   readonly codecs: Codecs;

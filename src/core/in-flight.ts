@@ -73,12 +73,16 @@ interface Noted extends Drop {
 export class DeferredFrees {
   readonly #epochs: EpochSource;
   readonly #enabled: boolean;
+  readonly #join: boolean;
   #drops: Noted[] = [];
   #bytes = 0;
 
-  constructor(epochs: EpochSource, enabled = true) {
+  /** @param options.join adjacent drops become one; false where each stands for a reference of its own (compressed clusters that share a cluster)
+   *  @param options.enabled false frees at once: for the tests that prove the rule. */
+  constructor(epochs: EpochSource, options: { readonly join?: boolean; readonly enabled?: boolean } = {}) {
     this.#epochs = epochs;
-    this.#enabled = enabled;
+    this.#enabled = options.enabled ?? true;
+    this.#join = options.join ?? true;
   }
 
   get count(): number {
@@ -96,6 +100,7 @@ export class DeferredFrees {
     const generation = tables.generation;
     this.#bytes += length;
     if (
+      this.#join &&
       last !== undefined &&
       last.hostOffset + last.length === hostOffset &&
       last.stamp === stamp &&
@@ -106,6 +111,12 @@ export class DeferredFrees {
       return;
     }
     this.#drops.push({ hostOffset, length, stamp, tables, generation });
+  }
+
+  /** Forgets all: the space has been accounted for otherwise. */
+  clear(): void {
+    this.#drops = [];
+    this.#bytes = 0;
   }
 
   /** Takes out what may be freed now. The caller frees it, and owns it from here on: what it fails to free is leaked. */

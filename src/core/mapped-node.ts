@@ -352,31 +352,35 @@ export class MappedNode implements BlockNode, EngineServices {
       await child.write(hostOffset, bytes);
       return;
     }
+    // Whole sectors take the lock as well: a neighbour that reads, changes and writes one of them back would undo us.
     const before = hostOffset % transform.sector;
     const length = alignUp(before + bytes.length, transform.sector);
-    if (before === 0 && length === bytes.length) {
-      await child.write(hostOffset, await this.#encrypted(bytes, hostOffset, guestOffset));
-      return;
-    }
-    // Part of an encrypted sector: read, change and write it whole, alone.
     const ticket = this.#ranges.acquire(guestOffset - before, guestOffset - before + length);
     try {
-      await ticket.waiting;
-      const sectors = new Uint8Array(length);
-      await this.#readTransformed(hostOffset - before, guestOffset - before, child, sectors);
-      sectors.set(bytes, before);
-      await child.write(hostOffset - before, await this.#encrypted(sectors, hostOffset - before, guestOffset - before));
+      if (ticket.waiting !== undefined) await ticket.waiting;
+      await this.#writeTransformed(child, hostOffset, guestOffset, bytes);
     } finally {
       this.#ranges.release(ticket);
     }
   }
 
-  async #encrypted(plain: Uint8Array, hostOffset: number, guestOffset: number): Promise<Uint8Array> {
+  /** Encrypts and writes. Sectors of the transform that are covered in part are read, changed and written whole: nobody else may be at them. */
+  async #writeTransformed(child: BlockNode, hostOffset: number, guestOffset: number, bytes: Uint8Array): Promise<void> {
     const { transform } = this.format;
-    if (transform === undefined) return plain;
-    const into = new Uint8Array(plain.length);
-    await transform.encrypt(plain, into, transform.tweak === 'guest' ? guestOffset : hostOffset);
-    return into;
+    if (transform === undefined) return;
+    const before = hostOffset % transform.sector;
+    const length = alignUp(before + bytes.length, transform.sector);
+    const host = hostOffset - before;
+    const guest = guestOffset - before;
+    let plain = bytes;
+    if (length !== bytes.length) {
+      plain = new Uint8Array(length);
+      await this.#readTransformed(host, guest, child, plain);
+      plain.set(bytes, before);
+    }
+    const encrypted = new Uint8Array(length);
+    await transform.encrypt(plain, encrypted, transform.tweak === 'guest' ? guest : host);
+    await child.write(host, encrypted);
   }
 
   /** One plan: reserve, write data and edges, publish. */
@@ -421,7 +425,7 @@ export class MappedNode implements BlockNode, EngineServices {
     if (checked !== undefined) await checked;
     if (headLength > 0 || tailLength > 0) await child.event?.('cow_write');
     if (format.transform !== undefined) {
-      await child.write(start, await this.#encrypted(concat(parts, total), start, guestOffset - headLength));
+      await this.#writeTransformed(child, start, guestOffset - headLength, concat(parts, total));
     } else if (parts.length === 1) {
       await child.write(start, guest);
     } else if (child.writev !== undefined) {

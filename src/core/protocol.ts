@@ -3,12 +3,18 @@ import type { BlockNode } from './node.ts';
 
 export interface OpenFileOptions {
   readonly readOnly: boolean;
+  /** Flushes do nothing, the one of `close` included: the content becomes durable when the system writes it back. */
+  readonly unsafe?: boolean | undefined;
   readonly signal?: AbortSignal | undefined;
 }
 
 export interface CreateFileOptions {
   /** Fail with EXISTS when the name is taken; otherwise an existing file is emptied. */
   readonly exclusive?: boolean;
+  /** As in {@link OpenFileOptions}. */
+  readonly unsafe?: boolean | undefined;
+  /** An existing file that the new one is going to replace: its permissions and, as far as the system allows, its owner are taken over. */
+  readonly like?: string | undefined;
   readonly signal?: AbortSignal | undefined;
 }
 
@@ -19,6 +25,8 @@ export interface FileStatus {
   readonly size: number;
   /** Equal for two names of one file (`dev:ino`). */
   readonly identity: string | undefined;
+  /** Where symbolic links lead, when the name is one: what replaces the file belongs there. */
+  readonly realName?: string | undefined;
 }
 
 export interface ProtocolDriver {

@@ -47,6 +47,11 @@ export class RunList {
     return this.#end;
   }
 
+  /** End of the range that was asked. */
+  get limit(): number {
+    return this.#limit;
+  }
+
   /** Bytes covered. */
   get bytes(): number {
     return this.#end - this.#start;

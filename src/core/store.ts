@@ -138,17 +138,17 @@ export abstract class BaseStore implements BlockNode {
   }
 
   write(offset: number, from: Uint8Array, options?: WriteOptions): Pending {
-    this.#checkWrite('write', offset, from.length);
+    this.checkWrite('write', offset, from.length);
     return from.length === 0 ? undefined : this._write(offset, from, options);
   }
 
   writeZeroes(offset: number, length: number, options?: ZeroOptions): Pending {
-    this.#checkWrite('write zeroes', offset, length);
+    this.checkWrite('write zeroes', offset, length);
     return length === 0 ? undefined : this._writeZeroes(offset, length, options);
   }
 
   discard(offset: number, length: number, options?: IoOptions): Pending {
-    this.#checkWrite('discard', offset, length);
+    this.checkWrite('discard', offset, length);
     return length === 0 || !this.supports.discard ? undefined : this._discard(offset, length, options);
   }
 
@@ -217,7 +217,13 @@ export abstract class BaseStore implements BlockNode {
 
   #check(what: string, offset: number, length: number): void {
     this.#checkOpen(what);
-    if (!Number.isSafeInteger(offset) || offset < 0 || !Number.isSafeInteger(length) || length < 0) {
+    if (
+      !Number.isSafeInteger(offset) ||
+      offset < 0 ||
+      !Number.isSafeInteger(length) ||
+      length < 0 ||
+      !Number.isSafeInteger(offset + length)
+    ) {
       throw new BlockError('OUT_OF_RANGE', `"${this.name}": ${what} of ${length} bytes at ${offset}`, {
         reason: 'store.range',
         details: { offset, length },
@@ -233,7 +239,8 @@ export abstract class BaseStore implements BlockNode {
     }
   }
 
-  #checkWrite(what: string, offset: number, length: number): void {
+  /** The checks of a write, for subclasses that have `writev`. */
+  protected checkWrite(what: string, offset: number, length: number): void {
     this.#check(what, offset, length);
     if (!this.supports.write) throw this.#readOnly(what);
     if (!this.supports.truncate && offset + length > this.size) {

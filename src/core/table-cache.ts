@@ -74,7 +74,7 @@ export interface TableCacheOptions {
 }
 
 class Slot implements Table, TableLease {
-  offset = 0;
+  readonly offset: number;
   readonly bytes: Uint8Array;
   readonly view: DataView;
   dirtyStart = 0;
@@ -82,14 +82,15 @@ class Slot implements Table, TableLease {
   dirtyEnd = 0;
   generation = 0;
   pins = 0;
-  recent = false;
+  recent = true;
   /** By index of the cache's order lists. */
   cacheOrders: number[] = [];
   gateOrders: number[] = [];
   readonly #cache: TableCache;
 
-  constructor(cache: TableCache, size: number) {
+  constructor(cache: TableCache, offset: number, size: number) {
     this.#cache = cache;
+    this.offset = offset;
     this.bytes = new Uint8Array(size);
     this.view = new DataView(this.bytes.buffer);
   }
@@ -130,7 +131,6 @@ export class TableCache implements Durability {
   readonly #rules: SafetyRules;
   readonly #slots = new Map<number, Slot>();
   readonly #loading = new Map<number, Loading>();
-  readonly #free: Slot[] = [];
   /** Caches and stores that changes are ordered after, and the mark that applies to changes made from now on. */
   readonly #afterCaches: { readonly cache: TableCache; mark: number }[] = [];
   readonly #afterGates: { readonly gate: FlushGate; mark: number }[] = [];
@@ -205,7 +205,9 @@ export class TableCache implements Durability {
 
   async #leaseAfter(room: Promise<void>, offset: number): Promise<TableLease> {
     await room;
-    return await this.#pinLoaded(offset, this.#load(offset));
+    // Somebody else may have loaded it, and changed it, while we waited for room.
+    const slot = this.#slots.get(offset);
+    return slot === undefined ? await this.#pinLoaded(offset, this.#load(offset)) : pin(slot);
   }
 
   /** Between the end of a load and our turn the table may have been evicted, and changed by others since: look it up again. */
@@ -384,6 +386,12 @@ export class TableCache implements Durability {
     this.#writtenGeneration = this.#generation;
   }
 
+  /** Ends the cache's use: its tables have been replaced by others that are durable, so whatever was ordered after them is free to go. */
+  retire(): void {
+    this.forgetAll();
+    this.#durableGeneration = this.#generation;
+  }
+
   /** For `TableLease.markDirty` only. */
   noteChange(slot: Slot, start: number, end: number): void {
     slot.generation = ++this.#generation;
@@ -468,21 +476,15 @@ export class TableCache implements Durability {
     return slot;
   }
 
+  /** Always a new one: whoever waits for a load may come to look at a table that has been evicted since, and must find the old bytes in it. */
   #take(offset: number): Slot {
-    const slot = this.#free.pop() ?? new Slot(this, this.tableSize);
     this.#options.budget.used += this.tableSize;
-    slot.offset = offset;
-    slot.dirtyStart = 0;
-    slot.dirtyEnd = 0;
-    slot.generation = 0;
-    slot.recent = true;
-    return slot;
+    return new Slot(this, offset, this.tableSize);
   }
 
   #giveBack(slot: Slot): void {
     this.#options.budget.used -= this.tableSize;
     slot.dirtyEnd = 0;
-    if (this.#free.length < MIN_TABLES) this.#free.push(slot);
   }
 
   get #overBudget(): boolean {

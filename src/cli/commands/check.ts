@@ -1,0 +1,95 @@
+/** `check`: looks for errors, and repairs them. */
+import { isBlockError } from '../../base/errors.ts';
+import type { CheckFix, CheckResult } from '../../core/format.ts';
+import { type CheckReport, checkImage } from '../../tools/check.ts';
+import { usage } from '../args.ts';
+import type { Cli } from '../console.ts';
+import { loadDrivers } from '../drivers.ts';
+import { Failure } from '../failure.ts';
+import type { ImageSource } from '../image-source.ts';
+import { openFailure, openOptionsOf, requireShareable, requireSourceCache, warnProbed } from '../open.ts';
+import { type CheckView, humanCheck, humanRepaired, jsonCheck } from '../render/human.ts';
+import { prettyJson } from '../render/json.ts';
+import { strerror } from '../render/qemu-text.ts';
+import type { Command } from '../verbs/index.ts';
+import { oneImage, outputForm, referencePolicy, scan, sourceOf } from './common.ts';
+
+const STATUS = { corrupt: 2, leaks: 3, unsupported: 63 } as const;
+
+export const runCheck: Command = async (cli, args, spec) => {
+  let fix: CheckFix = 'none';
+  const given = await scan(cli, spec, args, {
+    onOption: ({ spec: { key }, value }) => {
+      if (key !== 'repair') return;
+      if (value !== 'leaks' && value !== 'all') {
+        throw usage(`Unknown option value for -r (expecting 'leaks' or 'all'): ${value}`);
+      }
+      fix = value;
+    },
+  });
+  const operand = oneImage(given);
+  const form = outputForm(given);
+  requireSourceCache(given.value('source-cache'));
+  const source = sourceOf(given, operand);
+  const quiet = given.has('quiet');
+  const choices = {
+    references: referencePolicy(given),
+    readOnly: fix === 'none',
+    forceShare: given.has('force-share'),
+  };
+  requireShareable(source, choices);
+  const { readOnly: _, ...options } = openOptionsOf(cli, await loadDrivers(false), source, choices);
+  let begun = false;
+  let report: CheckReport;
+  try {
+    report = await checkImage(source.name, {
+      ...options,
+      signal: cli.signal,
+      fix,
+      onFinding: ({ message }) => {
+        begun = true;
+        cli.err.write(`${message}\n`);
+      },
+      onRecheck: (first: CheckResult) => {
+        if (form === 'human' && !quiet) cli.out.write(humanRepaired(first.leaksFixed, first.corruptionsFixed));
+      },
+    });
+  } catch (error) {
+    throw checkFailure(cli, source, fix, begun, error);
+  }
+  const view = viewOf(report, source);
+  if (!quiet) cli.out.write(form === 'human' ? humanCheck(view) : prettyJson(jsonCheck(view)));
+  if (view.checkErrors > 0) throw new Failure('Check failed');
+  return view.corruptions > 0 ? STATUS.corrupt : view.leaks > 0 ? STATUS.leaks : 0;
+};
+
+function checkFailure(cli: Cli, source: ImageSource, fix: CheckFix, begun: boolean, error: unknown): unknown {
+  if (!isBlockError(error)) return error;
+  if (error.reason === 'check.unsupported') {
+    if (fix !== 'none' && source.format === undefined) warnProbed(cli, source.name);
+    return new Failure('This image format does not support checks', { status: STATUS.unsupported, cause: error });
+  }
+  if (error.code === 'ABORTED' || error.code === 'INTERNAL') return error;
+  if (begun || error.reason === 'check.failed') {
+    return new Failure(`Check failed: ${cli.personality.qemu ? strerror(error) : error.message}`, { cause: error });
+  }
+  return openFailure(cli, source.label, error);
+}
+
+function viewOf(report: CheckReport, source: ImageSource): CheckView {
+  const { result } = report;
+  return {
+    filename: source.shown ?? report.name,
+    format: report.format,
+    checkErrors: result.checkErrors,
+    corruptions: result.corruptions,
+    leaks: result.leaks,
+    corruptionsFixed: result.corruptionsFixed,
+    leaksFixed: result.leaksFixed,
+    imageEndOffset: result.imageEndOffset ?? 0,
+    totalClusters: result.totalClusters ?? 0,
+    allocatedClusters: result.allocatedClusters ?? 0,
+    fragmentedClusters: result.fragmentedClusters ?? 0,
+    compressedClusters: result.compressedClusters ?? 0,
+  };
+}

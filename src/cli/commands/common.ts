@@ -1,0 +1,112 @@
+/** What the commands share: reading the options of a verb in the order given, and the choices many verbs have. */
+
+import type { ReferencePolicy } from '../../image/references.ts';
+import { Arguments, type Given, usage } from '../args.ts';
+import type { Cli } from '../console.ts';
+import { Failure } from '../failure.ts';
+import { type ImageSource, parseImageSource } from '../image-source.ts';
+import { Objects } from '../objects.ts';
+import type { VerbSpec } from '../verbs/common.ts';
+import { optionsFor } from '../verbs/index.ts';
+
+/** Thrown when there is nothing more to do: help was asked for. `text` goes to standard output. */
+export class Finished extends Error {
+  readonly text: string;
+
+  constructor(text: string) {
+    super('finished');
+    this.text = text;
+  }
+}
+
+/** The options of one command line. */
+export interface Scanned {
+  has(key: string): boolean;
+  /** The last value given. */
+  value(key: string): string | undefined;
+  readonly operands: readonly string[];
+  readonly objects: Objects;
+}
+
+export interface ScanHooks {
+  /** Called for each option as it is met; may throw. */
+  readonly onOption?: (given: Given) => void;
+  /** Keys of refused options that the command answers itself, after the mistakes that qemu-img tells first. */
+  readonly later?: readonly string[];
+}
+
+/** Reads the options of a verb.
+ *  @throws {@link Failure} for mistakes and for refused options; {@link Finished} for help. */
+export async function scan(cli: Cli, spec: VerbSpec, args: readonly string[], hooks: ScanHooks = {}): Promise<Scanned> {
+  const words = new Arguments(optionsFor(spec, cli.personality), args, cli.verb);
+  const values = new Map<string, string | undefined>();
+  const objects = new Objects();
+  for (const given of words) {
+    const { key } = given.spec;
+    if (key === 'help') throw new Finished(await helpText(cli, spec));
+    if (key === 'object') {
+      const text = objects.add(given.value as string);
+      if (text !== undefined) throw new Finished(text);
+    }
+    hooks.onOption?.(given);
+    if (
+      typeof given.spec.support === 'object' &&
+      'refused' in given.spec.support &&
+      hooks.later?.includes(key) !== true
+    ) {
+      throw refusal(spec, key);
+    }
+    values.set(key, given.value);
+  }
+  return {
+    has: (key) => values.has(key),
+    value: (key) => values.get(key),
+    operands: words.operands,
+    objects,
+  };
+}
+
+/** Why an option is refused. */
+export function refusal(spec: VerbSpec, key: string): Failure {
+  const option = spec.options.find((candidate) => candidate.key === key);
+  const support = option?.support;
+  const reason = typeof support === 'object' && 'refused' in support ? support.refused : 'not supported';
+  const long = option?.long ?? option?.moreLong?.[0];
+  const name = long === undefined ? `-${option?.short}` : `--${long}`;
+  return new Failure(`${name}: ${reason}`);
+}
+
+async function helpText(cli: Cli, spec: VerbSpec): Promise<string> {
+  const { programHelp, verbHelp } = await import('../help.ts');
+  return cli.personality.qemu ? programHelp(cli.personality) : verbHelp(spec, cli.personality);
+}
+
+/** @throws {@link Failure} */
+export function outputForm(given: Scanned): 'human' | 'json' {
+  const form = given.has('json') ? 'json' : (given.value('output') ?? 'human');
+  if (form === 'human' || form === 'json') return form;
+  throw new Failure('--output must be used with human or json as argument.');
+}
+
+/** The one operand. @throws {@link Failure} */
+export function oneImage(given: Scanned): string {
+  if (given.operands.length !== 1) throw usage('Expecting one image file name');
+  return given.operands[0] as string;
+}
+
+/** The source that an operand names, by `-f` and `--image-opts`. */
+export function sourceOf(given: Scanned, operand: string, formatKey = 'format', status = 1): ImageSource {
+  try {
+    return parseImageSource(operand, { imageOpts: given.has('image-opts'), format: given.value(formatKey) });
+  } catch (error) {
+    if (error instanceof Failure && error.status !== status) throw new Failure(error.lines, { status, cause: error });
+    throw error;
+  }
+}
+
+/** `--references`. @throws {@link Failure} */
+export function referencePolicy(given: Scanned): ReferencePolicy {
+  const policy = given.value('references') ?? 'allow';
+  if (policy === 'allow' || policy === 'same-directory' || policy === 'deny') return policy;
+  throw new Failure(`--references: expected allow, same-directory or deny, not '${policy}'`);
+}

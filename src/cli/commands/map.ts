@@ -1,0 +1,88 @@
+/** `map`: where the ranges of a disk lie. */
+import { mapImage } from '../../tools/map.ts';
+import type { Cli } from '../console.ts';
+import { loadDrivers } from '../drivers.ts';
+import { Failure } from '../failure.ts';
+import { INT64_MAX, sizeArgument } from '../numbers.ts';
+import { openSource, using } from '../open.ts';
+import { humanMapRow, jsonMapRow, MAP_HEADER, type MapRow } from '../render/human.ts';
+import type { Command } from '../verbs/index.ts';
+import { oneImage, outputForm, referencePolicy, scan, sourceOf } from './common.ts';
+
+/** Characters collected before they are written. */
+const CHUNK = 32 * 1024;
+
+export const runMap: Command = async (cli, args, spec) => {
+  let start = 0n;
+  let length = INT64_MAX;
+  const given = await scan(cli, spec, args, {
+    onOption: ({ spec: { key }, value }) => {
+      if (key === 'start-offset') start = sizeArgument('start offset', value as string, cli);
+      if (key === 'max-length') length = sizeArgument('max length', value as string, cli);
+    },
+  });
+  const operand = oneImage(given);
+  const form = outputForm(given);
+  const source = sourceOf(given, operand);
+  const choices = { references: referencePolicy(given), forceShare: given.has('force-share') };
+  const image = await openSource(cli, await loadDrivers(false), source, choices);
+  return using(image, async () => {
+    const rows = mapImage(image, { start: toNumber(start), length: toNumber(length), signal: cli.signal });
+    if (form === 'human') await printHuman(cli, rows);
+    else await printJson(cli, rows, toNumber(start), given.has('compressed'));
+    return 0;
+  });
+};
+
+/** Past every image's end is past it, whatever the number. */
+function toNumber(value: bigint): number {
+  return value > BigInt(Number.MAX_SAFE_INTEGER) ? Number.MAX_SAFE_INTEGER : Number(value);
+}
+
+async function printHuman(cli: Cli, rows: AsyncIterable<MapRow>): Promise<void> {
+  let text = MAP_HEADER;
+  try {
+    for await (const row of rows) {
+      if (row.data && row.hostOffset === undefined) {
+        throw new Failure('File contains external, encrypted or compressed clusters.');
+      }
+      text += humanMapRow(row);
+      if (text.length < CHUNK) continue;
+      cli.out.write(text);
+      text = '';
+      if (cli.out.broken) return;
+    }
+  } finally {
+    cli.out.write(text);
+  }
+}
+
+async function printJson(cli: Cli, rows: AsyncIterable<MapRow>, start: number, compressed: boolean): Promise<void> {
+  let text = '[';
+  let first = true;
+  for await (const row of rows) {
+    text += `${first ? '' : ',\n'}${jsonMapRow(row, compressed)}`;
+    first = false;
+    if (text.length < CHUNK) continue;
+    cli.out.write(text);
+    text = '';
+    if (cli.out.broken) return;
+  }
+  if (first) text += jsonMapRow(emptyRow(start), compressed);
+  cli.out.write(`${text}]\n`);
+}
+
+/** QEMU's one entry for a range that holds nothing. */
+function emptyRow(start: number): MapRow {
+  return {
+    start,
+    length: 0,
+    depth: 0,
+    present: false,
+    zero: false,
+    data: false,
+    compressed: false,
+    hostOffset: undefined,
+    node: undefined,
+  };
+}

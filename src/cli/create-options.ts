@@ -1,0 +1,236 @@
+/** The create options of `-o` under QEMU's names: reading, printing (`Formatting …`), help, and what the driver gets of them.
+ *  Owns QEMU's order of options and the ones that no driver here has. What an option means is the driver's business.
+ *  Invariant: an option is taken by the driver, by the caller (size, backing file), listed as having no effect, or refused. */
+import { cliName, nearestName, type OptionDef, type OptionSchema } from '../base/options.ts';
+import type { FormatDriver } from '../core/format.ts';
+import { Failure } from './failure.ts';
+import { hexSuffixWarning, parseInteger, parseQemuSize } from './numbers.ts';
+import { escapeCommas, type ListedOption } from './option-list.ts';
+
+type ValueKind = 'str' | 'size' | 'bool' | 'num';
+
+/** An option of a format's file, as QEMU lists it. */
+export interface CreateOption {
+  readonly name: string;
+  readonly kind: ValueKind;
+  readonly help: string;
+  /** Printed and used when the option is not given. */
+  readonly standard?: string;
+  /** It belongs to the file below the format. */
+  readonly protocol?: boolean;
+}
+
+/** A value as given and as understood. */
+export interface CreateValue {
+  readonly text: string;
+  readonly value: string | bigint | boolean;
+}
+
+const KINDS: Readonly<Record<OptionDef<unknown>['kind'], ValueKind>> = {
+  size: 'size',
+  int: 'num',
+  bool: 'bool',
+  text: 'str',
+  choice: 'str',
+};
+
+/** QEMU's order, which is that of the `Formatting` line; options of the schema that are not here come last. */
+const ORDER: Readonly<Record<string, readonly string[]>> = {
+  qcow2: [
+    'encryption',
+    'encrypt.format',
+    'encrypt.key-secret',
+    'encrypt.cipher-alg',
+    'encrypt.cipher-mode',
+    'encrypt.ivgen-alg',
+    'encrypt.ivgen-hash-alg',
+    'encrypt.hash-alg',
+    'encrypt.iter-time',
+    'cluster_size',
+    'extended_l2',
+    'preallocation',
+    'compression_type',
+    'size',
+    'compat',
+    'backing_file',
+    'backing_fmt',
+    'data_file',
+    'data_file_raw',
+    'lazy_refcounts',
+    'refcount_bits',
+  ],
+};
+
+/** Defaults that QEMU prints; others exist and stay unsaid. */
+const SHOWN_DEFAULTS: Readonly<Record<string, Readonly<Record<string, string>>>> = {
+  qcow2: {
+    cluster_size: '65536',
+    extended_l2: 'off',
+    compression_type: 'zlib',
+    lazy_refcounts: 'off',
+    refcount_bits: '16',
+  },
+};
+
+/** Options of a plain file in QEMU's order, added to those of the format when the file's name is known. A format's schema may
+ *  hold one of them (raw: preallocation); where the format has no option of that name in QEMU, it counts as the file's. */
+const FILE_OPTIONS: readonly CreateOption[] = [
+  { name: 'nocow', kind: 'bool', help: 'Turn off copy-on-write (valid only on btrfs)' },
+  { name: 'preallocation', kind: 'str', help: 'Preallocation mode (allowed values: off, falloc, full)' },
+  { name: 'extent_size_hint', kind: 'size', help: 'Extent size hint for the image file, 0 to disable' },
+];
+
+/** Formats that leave preallocation to the file. */
+const FILE_PREALLOCATES = ['raw'];
+
+/** Options that are accepted without effect, for the reference. */
+export const INERT_CREATE_OPTIONS: Readonly<Record<string, string>> = {
+  nocow: 'it switches off copy-on-write of the file on btrfs only; files are created without that flag here',
+  extent_size_hint: 'a hint to XFS about the space of the file; the file system chooses by itself here',
+};
+
+/** The options of a format in QEMU's order.
+ *  @param withFile the options of a plain file too. */
+export function createOptionsOf(driver: FormatDriver, withFile: boolean): CreateOption[] {
+  const order = ORDER[driver.name] ?? [];
+  const rank = (name: string): number => (order.includes(name) ? order.indexOf(name) : order.length);
+  const shown = SHOWN_DEFAULTS[driver.name] ?? {};
+  const own = Object.entries(driver.createOptions as OptionSchema)
+    .map(([key, def]): CreateOption => {
+      const name = cliName(key, def);
+      const standard = shown[name];
+      return { name, kind: KINDS[def.kind], help: def.help, ...(standard === undefined ? {} : { standard }) };
+    })
+    .filter((option) => option.name !== 'preallocation' || !FILE_PREALLOCATES.includes(driver.name))
+    .sort((a, b) => rank(a.name) - rank(b.name));
+  const names = new Set(own.map((option) => option.name));
+  return withFile ? [...own, ...FILE_OPTIONS.filter((option) => !names.has(option.name))] : own;
+}
+
+/** Reads the values of a list by the table; the last of equal names counts.
+ *  @throws {@link Failure} in QEMU's words for unknown names and malformed values. */
+export function readCreateOptions(
+  listed: readonly ListedOption[],
+  table: readonly CreateOption[],
+  context: { warn(message: string): void },
+  suggest: boolean,
+): Map<string, CreateValue> {
+  const values = new Map<string, CreateValue>();
+  for (const { name, value } of listed) {
+    const option = table.find((candidate) => candidate.name === name);
+    if (option === undefined) throw unknown(name, suggest ? table : []);
+    values.set(name, { text: value, value: readValue(option, value, context) });
+  }
+  return values;
+}
+
+function unknown(name: string, table: readonly CreateOption[]): Failure {
+  const nearest = nearestName(
+    name,
+    table.map((option) => option.name),
+  );
+  return new Failure(`Invalid parameter '${name}'${nearest === undefined ? '' : `; did you mean '${nearest}'?`}`);
+}
+
+const SIZE_HINT =
+  'Optional suffix k, M, G, T, P or E means kilo-, mega-, giga-, tera-, peta-\nand exabytes, respectively.\n';
+
+function readValue(
+  option: CreateOption,
+  text: string,
+  context: { warn(message: string): void },
+): string | bigint | boolean {
+  switch (option.kind) {
+    case 'str':
+      return text;
+    case 'bool':
+      if (['on', 'yes', 'true', 'y'].includes(text)) return true;
+      if (['off', 'no', 'false', 'n'].includes(text)) return false;
+      throw new Failure(`Parameter '${option.name}' expects 'on' or 'off'`);
+    case 'num': {
+      const value = parseInteger(text);
+      if (value === undefined) throw new Failure(`Parameter '${option.name}' expects a number`);
+      if (value >= 2n ** 64n || value < -(2n ** 63n)) {
+        throw new Failure(`Value '${text}' is too large for parameter '${option.name}'`);
+      }
+      return value;
+    }
+    case 'size': {
+      const parsed = parseQemuSize(text);
+      if (parsed === 'malformed') {
+        throw new Failure(`Parameter '${option.name}' expects a non-negative number below 2^64`, {
+          trailer: SIZE_HINT,
+        });
+      }
+      if (parsed === 'range') throw new Failure(`Value '${text}' is out of range for parameter '${option.name}'`);
+      if (parsed.suffixedHex) context.warn(hexSuffixWarning(text));
+      return parsed.value;
+    }
+  }
+}
+
+/** What `Formatting 'NAME', fmt=…` shows: the options given and those with a standard value, in QEMU's order. */
+export function describeCreateOptions(
+  table: readonly CreateOption[],
+  values: ReadonlyMap<string, { readonly text: string; readonly value: string | bigint | boolean }>,
+): string {
+  return table
+    .flatMap((option) => {
+      const given = values.get(option.name);
+      if (given === undefined) return option.standard === undefined ? [] : [`${option.name}=${option.standard}`];
+      if (typeof given.value === 'bigint') return [`${option.name}=${BigInt.asIntN(64, given.value)}`];
+      return [`${option.name}=${option.kind === 'str' ? escapeCommas(given.text) : given.text}`];
+    })
+    .join(' ');
+}
+
+/** The text of `-o help`.
+ *  @param hasTarget the file is known, so that its options are listed too. */
+export function createOptionHelp(driver: FormatDriver, hasTarget: boolean): string {
+  const types = { str: 'str', size: 'size', bool: 'bool (on/off)', num: 'num' };
+  const lines = createOptionsOf(driver, hasTarget)
+    .map((option) => `  ${`${option.name}=<${types[option.kind]}>`.padEnd(22)} - ${option.help}`)
+    .sort();
+  const head = hasTarget ? 'Supported options:' : `Supported ${driver.name} options:`;
+  const tail = hasTarget
+    ? ''
+    : '\nThe protocol level may support further options.\nSpecify the target filename to include those options.\n';
+  return `${head}\n${lines.join('\n')}\n${tail}`;
+}
+
+/** Names that the caller gives the driver in another way. */
+const CALLERS_OPTIONS = ['size', 'backing_file', 'backing_fmt'];
+
+/** The values for the driver, by the names of its schema. Size, backing file and the file's own options are not among them.
+ *  Unacceptable values are passed on: the driver says what is wrong with them. */
+export function driverOptions(driver: FormatDriver, values: ReadonlyMap<string, CreateValue>): Record<string, unknown> {
+  const result: Record<string, unknown> = {};
+  for (const [key, def] of Object.entries(driver.createOptions as OptionSchema)) {
+    const name = cliName(key, def);
+    const given = values.get(name);
+    if (given === undefined || def.unsupported === true || CALLERS_OPTIONS.includes(name)) continue;
+    result[key] = typeof given.value === 'bigint' ? toNumber(given.value) : given.value;
+  }
+  return result;
+}
+
+/** Numbers no option can have become one that every option refuses. */
+function toNumber(value: bigint): number {
+  return value < 0n || value > BigInt(Number.MAX_SAFE_INTEGER) ? Number.MAX_SAFE_INTEGER : Number(value);
+}
+
+/** What is wrong with the options that ask for encryption, in QEMU's words where QEMU would refuse too; `undefined` when none does. */
+export function encryptionProblem(
+  values: ReadonlyMap<string, CreateValue>,
+  secretOf: (id: string) => unknown,
+): string | undefined {
+  const asked = [...values].filter(([name, given]) => /^encrypt(ion$|\.)/.test(name) && given.value !== false);
+  if (asked.length === 0) return undefined;
+  const format = values.get('encrypt.format')?.text ?? (values.get('encryption')?.value === true ? 'aes' : undefined);
+  if (format === undefined) return "Parameter 'encrypt.format' is missing";
+  if (format !== 'aes' && format !== 'luks') return `Parameter 'format' does not accept value '${format}'`;
+  const id = values.get('encrypt.key-secret')?.text;
+  if (id === undefined) return "Parameter 'encrypt.key-secret' is required for cipher";
+  if (secretOf(id) === undefined) return `No secret with id '${id}'`;
+  return `Encryption (${asked.map(([name]) => name).join(', ')}) is not supported yet`;
+}

@@ -1,0 +1,141 @@
+/** What an image argument means: a file name, options (`--image-opts`) or `json:{…}`. Only the simple forms: one format over one
+ *  file; everything else of QEMU's graph by options is refused by name. Opens nothing.
+ *  Invariants: messages name the argument as given; output shows the plain file name unless an option changes what is read. */
+import { Failure } from './failure.ts';
+import { parseOptionList } from './option-list.ts';
+import { compactJson, type JsonValue } from './render/json.ts';
+
+export interface ImageSource {
+  /** The argument, for messages. */
+  readonly label: string;
+  /** The file to open. */
+  readonly name: string;
+  /** What output calls the image, when that is not `name`. */
+  readonly shown: string | undefined;
+  /** The driver that was asked for. */
+  readonly format: string | undefined;
+  /** Open options of the format as given, by QEMU's names. */
+  readonly options: ReadonlyMap<string, string>;
+}
+
+/** @param format `-f`.
+ *  @throws {@link Failure}, its text beginning with `Could not open`. */
+export function parseImageSource(
+  argument: string,
+  choice: { readonly imageOpts: boolean; readonly format: string | undefined },
+): ImageSource {
+  if (choice.imageOpts) {
+    if (choice.format !== undefined) throw new Failure('--image-opts and --format are mutually exclusive');
+    return fromOptions(argument, optionsOfList(argument));
+  }
+  if (argument.startsWith('json:')) {
+    const options = optionsOfJson(argument, argument.slice(5));
+    if (choice.format !== undefined) options.set('driver', choice.format);
+    return fromOptions(argument, options);
+  }
+  return {
+    label: argument,
+    name: withoutFilePrefix(argument),
+    shown: undefined,
+    format: choice.format,
+    options: new Map(),
+  };
+}
+
+/** `file:x` is `x`, unless that would read as another protocol's name. */
+function withoutFilePrefix(name: string): string {
+  const rest = name.startsWith('file:') ? name.slice(5) : name;
+  return /^[^/]*:/.test(rest) ? name : rest;
+}
+
+function refuse(label: string, why: string): Failure {
+  return new Failure(`Could not open '${label}': ${why}`);
+}
+
+function optionsOfList(argument: string): Map<string, string> {
+  const options = new Map<string, string>();
+  parseOptionList(argument).forEach(({ name, value }, i) => {
+    // A first word alone names a node of the graph.
+    if (i === 0 && !argument.split(',', 1)[0]?.includes('=')) options.set('file', argument.split(',', 1)[0] as string);
+    else options.set(name, value);
+  });
+  return options;
+}
+
+function optionsOfJson(argument: string, text: string): Map<string, string> {
+  if (text.trim() === '') throw refuse(argument, 'Could not parse the JSON options: Expecting a JSON value');
+  let parsed: unknown;
+  try {
+    parsed = JSON.parse(text);
+  } catch (error) {
+    throw refuse(argument, `Could not parse the JSON options: JSON parse error, ${jsonProblem(text, error)}`);
+  }
+  if (typeof parsed !== 'object' || parsed === null || Array.isArray(parsed)) {
+    throw refuse(argument, 'Invalid JSON object given');
+  }
+  const options = new Map<string, string>();
+  flatten('', parsed as Record<string, unknown>, options);
+  return options;
+}
+
+/** QEMU's words for the commonest mistakes. */
+function jsonProblem(text: string, error: unknown): string {
+  const keyword = /[{[:,]\s*([a-zA-Z]+)/.exec(text)?.[1];
+  if (keyword !== undefined && !['true', 'false', 'null'].includes(keyword)) return `invalid keyword '${keyword}'`;
+  if (/end of JSON input|Unterminated|Expected property name or '}' in JSON at position 1 /.test(String(error))) {
+    return 'premature EOI';
+  }
+  return 'expecting value';
+}
+
+function flatten(prefix: string, object: Readonly<Record<string, unknown>>, into: Map<string, string>): void {
+  for (const [key, value] of Object.entries(object)) {
+    const name = prefix + key;
+    if (typeof value === 'object' && value !== null) flatten(`${name}.`, value as Record<string, unknown>, into);
+    else if (typeof value === 'boolean') into.set(name, value ? 'on' : 'off');
+    else into.set(name, String(value));
+  }
+}
+
+/** Options of the file that change nothing here: there are no locks yet, and one way of doing I/O. */
+const INERT_FILE_OPTIONS = ['file.locking', 'file.aio'];
+
+function fromOptions(label: string, options: ReadonlyMap<string, string>): ImageSource {
+  const driver = options.get('driver');
+  const node = options.get('file');
+  if (node !== undefined) throw refuse(label, `Cannot find device='${node}' nor node-name='${node}'`);
+  const ofFile = [...options].filter(([name]) => name.startsWith('file.'));
+  if (driver === 'file')
+    throw refuse(label, "driver 'file' without a format above it is not supported; use driver=raw");
+  if (ofFile.length === 0) {
+    throw refuse(
+      label,
+      driver === undefined ? 'Must specify either driver or file' : 'A block device must be specified for "file"',
+    );
+  }
+  const name = fileOf(label, options, ofFile);
+  const rest = [...options].filter(([key]) => key !== 'driver' && !key.startsWith('file.'));
+  return { label, name, shown: shownName(driver, name, rest), format: driver, options: new Map(rest) };
+}
+
+function fileOf(label: string, options: ReadonlyMap<string, string>, ofFile: readonly [string, string][]): string {
+  const fileDriver = options.get('file.driver') ?? 'file';
+  if (fileDriver !== 'file') throw refuse(label, `driver '${fileDriver}' below a format is not supported yet`);
+  for (const [key] of ofFile) {
+    if (key === 'file.driver' || key === 'file.filename' || INERT_FILE_OPTIONS.includes(key)) continue;
+    throw refuse(label, `Block protocol 'file' doesn't support the option '${key.slice(5)}'`);
+  }
+  const name = options.get('file.filename');
+  if (name === undefined || name === '') throw refuse(label, "The 'file' block driver requires a file name");
+  return name;
+}
+
+/** Options that change the content that is read show in the name. */
+const CONTENT_OPTIONS: Readonly<Record<string, readonly string[]>> = { raw: ['offset', 'size'] };
+
+function shownName(driver: string | undefined, name: string, options: readonly [string, string][]): string | undefined {
+  const shown = options.filter(([key]) => CONTENT_OPTIONS[driver ?? '']?.includes(key) === true);
+  if (shown.length === 0) return undefined;
+  const value: Record<string, JsonValue> = { ...Object.fromEntries(shown), driver: driver as string };
+  return `json:${compactJson({ ...value, file: { driver: 'file', filename: name } })}`;
+}

@@ -1,0 +1,163 @@
+/** Opens the images that a command line names: source, policy, cache modes and what is said when it fails.
+ *  Owns the frame of open errors (`Could not open 'NAME': …`) and the warnings that opening brings. */
+import { isBlockError } from '../base/errors.ts';
+import { cliName, type OptionSchema } from '../base/options.ts';
+import type { ImageEvent } from '../core/format.ts';
+import type { Image } from '../image/image.ts';
+import { type ImageDrivers, type OpenImageOptions, openImage } from '../image/open.ts';
+import type { ReferencePolicy } from '../image/references.ts';
+import type { Cli } from './console.ts';
+import { formatNamed } from './drivers.ts';
+import { Failure } from './failure.ts';
+import type { ImageSource } from './image-source.ts';
+import { parseQemuSize } from './numbers.ts';
+import { describeError } from './render/describe.ts';
+import { CACHE_MODES, type CacheModeName } from './verbs/common.ts';
+
+export interface OpenChoices {
+  readonly readOnly?: boolean;
+  /** `-U`. */
+  readonly forceShare?: boolean;
+  readonly references?: ReferencePolicy;
+  /** Exit status when it fails. */
+  readonly status?: number;
+}
+
+/** Opens an image for a verb.
+ *  @throws {@link Failure} that names the argument. */
+export async function openSource(
+  cli: Cli,
+  drivers: ImageDrivers,
+  source: ImageSource,
+  choices: OpenChoices = {},
+): Promise<Image> {
+  requireShareable(source, choices);
+  try {
+    const image = await openImage(source.name, openOptionsOf(cli, drivers, source, choices));
+    if (image.probedRaw && !image.readOnly) warnProbed(cli, source.name);
+    return image;
+  } catch (error) {
+    throw openFailure(cli, source.label, error, choices.status);
+  }
+}
+
+/** What `openImage` and the tools need for this source.
+ *  @throws {@link Failure} for open options that the format does not have. */
+export function openOptionsOf(
+  cli: Cli,
+  drivers: ImageDrivers,
+  source: ImageSource,
+  choices: OpenChoices = {},
+): OpenImageOptions {
+  return {
+    ...drivers,
+    format: source.format,
+    readOnly: choices.readOnly ?? true,
+    options: formatOptions(drivers, source),
+    references: choices.references ?? 'allow',
+    probeBacking: true,
+    signal: cli.signal,
+    onEvent: (event) => reportEvent(cli, event),
+  };
+}
+
+/** Reading without locks next to a writer makes sense; writing so does not.
+ *  @throws {@link Failure} */
+export function requireShareable(source: ImageSource, choices: OpenChoices): void {
+  if (choices.forceShare !== true || choices.readOnly !== false) return;
+  throw new Failure(`Could not open '${source.label}': force-share=on can only be used with read-only images`);
+}
+
+/** The failure of opening `label`. */
+export function openFailure(cli: Cli, label: string, error: unknown, status = 1): unknown {
+  if (error instanceof Failure) return withStatus(error, status);
+  if (!isBlockError(error) || error.code === 'ABORTED' || error.code === 'INTERNAL') return error;
+  const { text, hint } = describeError(error, cli.personality);
+  const line = cli.personality.qemu ? `Could not open '${label}': ${text}` : text;
+  return new Failure(line, { status, cause: error, ...(hint === undefined ? {} : { trailer: hint }) });
+}
+
+function withStatus(failure: Failure, status: number): Failure {
+  if (failure.status === status) return failure;
+  return new Failure(failure.lines, {
+    status,
+    cause: failure,
+    ...(failure.trailer === undefined ? {} : { trailer: failure.trailer }),
+  });
+}
+
+function formatOptions(drivers: ImageDrivers, source: ImageSource): Record<string, unknown> {
+  const result: Record<string, unknown> = {};
+  if (source.options.size === 0) return result;
+  const format = source.format ?? '';
+  const driver = formatNamed(drivers, format);
+  if (driver === undefined) return result;
+  const schema = new Map(
+    Object.entries(driver.openOptions as OptionSchema).map(([key, def]) => [cliName(key, def), [key, def] as const]),
+  );
+  for (const [name, text] of source.options) {
+    const found = schema.get(name);
+    if (found === undefined) {
+      throw new Failure(
+        `Could not open '${source.label}': Block format '${format}' does not support the option '${name}'`,
+      );
+    }
+    result[found[0]] = optionValue(source.label, name, found[1].kind, text);
+  }
+  return result;
+}
+
+function optionValue(label: string, name: string, kind: string, text: string): unknown {
+  if (kind === 'bool') {
+    if (text === 'on' || text === 'off') return text === 'on';
+    throw new Failure(`Could not open '${label}': Parameter '${name}' expects 'on' or 'off'`);
+  }
+  if (kind === 'text' || kind === 'choice') return text;
+  const parsed = parseQemuSize(text);
+  if (typeof parsed === 'object') return Number(parsed.value);
+  throw new Failure(`Could not open '${label}': Parameter '${name}' expects a non-negative number below 2^64`, {
+    trailer:
+      'Optional suffix k, M, G, T, P or E means kilo-, mega-, giga-, tera-, peta-\nand exabytes, respectively.\n',
+  });
+}
+
+/** What happens to an image while it is open, as far as people must know it. */
+function reportEvent(cli: Cli, event: ImageEvent): void {
+  if (event.type === 'corrupted') {
+    const kind = event.fatal ? 'Image is corrupt' : 'Image is corrupted';
+    if (cli.personality.qemu) cli.err.write(`qcow2: ${kind}: ${event.message}\n`);
+    else cli.error(`${event.node}: ${event.message}`);
+  } else if (event.type === 'warning') cli.warn(event.message);
+  else if (!cli.personality.qemu) cli.warn(event.message);
+}
+
+/** QEMU's warning when writing to an image whose format was guessed to be raw. */
+export function warnProbed(cli: Cli, name: string): void {
+  cli.err.write(
+    `WARNING: Image format was not specified for '${name}' and probing guessed raw.\n` +
+      '         Automatically detecting the format is dangerous for raw images, write operations on block 0 will be restricted.\n' +
+      "         Specify the 'raw' format explicitly to remove the restrictions.\n",
+  );
+}
+
+/** @returns the mode, when there is one of that name. */
+export function cacheMode(name: string): CacheModeName | undefined {
+  const found = CACHE_MODES.find((mode) => mode === name);
+  return found ?? (name === 'off' ? 'none' : undefined);
+}
+
+/** @throws {@link Failure} for names that are no cache mode. */
+export function requireSourceCache(name: string | undefined, status = 1): void {
+  if (name !== undefined && cacheMode(name) === undefined) {
+    throw new Failure(`Invalid source cache option: ${name}`, { status });
+  }
+}
+
+/** Runs `body` with an image and closes it. */
+export async function using<T>(image: Image, body: (image: Image) => Promise<T>): Promise<T> {
+  try {
+    return await body(image);
+  } finally {
+    await image.close();
+  }
+}

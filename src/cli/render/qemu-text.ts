@@ -1,0 +1,98 @@
+/** QEMU's own sentence for each finding of this library, by the error's `reason`. Data and a little glue.
+ *  Invariants: a reason that is not here is unknown to QEMU, and the house's sentence is shown; frames such as
+ *  `Could not open 'NAME': ` are the caller's. */
+import { type BlockError, ERRNO_TEXT, type ErrorDetails, errnoOf, isBlockError } from '../../base/errors.ts';
+import { QCOW2_TEXTS } from './qemu-text-qcow2.ts';
+
+export interface QemuText {
+  readonly text: string;
+  /** Printed after it as it is. */
+  readonly hint?: string | undefined;
+}
+
+/** From the details (and the error, where they do not suffice) to the sentence; `undefined`: no sentence after all. */
+export type TextRule = string | ((details: ErrorDetails, error: BlockError) => string | QemuText | undefined);
+
+const TEXTS: Readonly<Record<string, TextRule>> = {
+  'image.unknown-format': ({ format }) => `Unknown driver '${format}'`,
+  'image.not-recognised': () => 'Image format could not be determined',
+  'image.backing': (_, error) => nested('Could not open backing file: ', error),
+  'image.data-file': (_, error) => nested('', error),
+  'image.extent-file': (_, error) => nested('Could not open extent file: ', error),
+  'image.raw-signature': 'Operation not permitted',
+  'protocol.unknown': ({ protocol }) => `Unknown protocol '${protocol}'`,
+  'file.not-regular': ({ path, kind }, error) =>
+    error.message.startsWith('could not create')
+      ? `Could not create '${path}': ${kind === 'directory' ? ERRNO_TEXT['EISDIR'] : 'Invalid argument'}`
+      : path === ''
+        ? "The 'file' block driver requires a file name"
+        : `'file' driver requires '${path}' to be a regular file`,
+  'target.directory': ({ name }) => `Could not create '${name}': Is a directory`,
+  'create.unsupported': ({ format }) => `Format driver '${format}' does not support image creation`,
+  'create.size-missing': 'Image creation needs a size parameter',
+  'create.size-twice': 'The image size must be specified only once',
+  'create.backing-unsupported': ({ format }) => `Backing file not supported for file format '${format}'`,
+  'create.backing-empty': 'Expected backing file name, got empty string',
+  'create.backing-format': ({ detected }) => ({
+    text: 'Backing file specified without backing format',
+    hint: detected === undefined ? undefined : `Detected format of ${detected}.`,
+  }),
+  'create.backing-open': (_, error) => {
+    const cause = isBlockError(error.cause) ? qemuText(error.cause).text : strerror(error);
+    return { text: cause, hint: 'Could not open backing image.\n' };
+  },
+  'create.same-name': 'Error: Trying to create an image with the same filename as the backing file',
+  'create.format-without-backing': 'Backing format cannot be used without backing file',
+  'raw.preallocation': ({ mode }) => `Unsupported preallocation mode: ${mode}`,
+  'raw.window-size': ({ size }) =>
+    typeof size === 'number' && size % 512 !== 0 ? 'Specified size is not multiple of 512' : undefined,
+  'raw.window': ({ offset, size, fileSize }) =>
+    Number(offset) > Number(fileSize)
+      ? `Offset (${offset}) cannot be greater than size of the containing file (${fileSize})`
+      : `The sum of offset (${offset}) and size (${size}) has to be smaller or equal to the  actual size of the containing file (${fileSize})`,
+  'check.unsupported': 'This image format does not support checks',
+  'measure.unsupported': ({ format }) => `Block driver '${format}' does not support size measurement`,
+  'convert.compress-unsupported': 'Compression not supported for this file format',
+  'convert.compress-preallocation': 'Compression and preallocation not supported at the same time',
+  'convert.target-small': 'output file is smaller than input file',
+  'convert.zero-needs-existing': '--target-is-zero requires use of -n flag',
+  'store.read-only': 'Block node is read-only',
+  ...QCOW2_TEXTS,
+};
+
+/** The reasons that have a sentence of QEMU's. */
+export const KNOWN_REASONS: ReadonlySet<string> = new Set(Object.keys(TEXTS));
+
+/** QEMU's words for an error. */
+export function qemuText(error: BlockError): QemuText {
+  const rule = error.reason === undefined ? undefined : TEXTS[error.reason];
+  const found = typeof rule === 'function' ? rule(error.details, error) : rule;
+  if (found !== undefined) return typeof found === 'string' ? { text: found } : found;
+  if (error.code === 'WRONG_FORMAT' && typeof error.details['format'] === 'string') {
+    return { text: `Image is not in ${error.details['format']} format` };
+  }
+  return { text: fromSystem(error) ?? error.message };
+}
+
+/** `could not open "x": no such file or directory` and the like, in QEMU's spelling. */
+function fromSystem(error: BlockError): string | undefined {
+  if (error.details['errno'] === undefined) return undefined;
+  if (error.details['path'] === '' && /^could not (open|look)/.test(error.message)) {
+    return "The 'file' block driver requires a file name";
+  }
+  const match = /^could not (open|create|look at) "(.*)": /s.exec(error.message);
+  if (match === null) return undefined;
+  const [, doing, name] = match as unknown as [string, string, string];
+  return `Could not ${doing === 'create' ? 'create' : 'open'} '${name}': ${strerror(error)}`;
+}
+
+function nested(frame: string, error: BlockError): QemuText {
+  if (!isBlockError(error.cause)) return { text: frame + strerror(error) };
+  const { text, hint } = qemuText(error.cause);
+  return { text: frame + text, hint };
+}
+
+/** The C library's text for the errno behind an error. */
+export function strerror(error: unknown): string {
+  return ERRNO_TEXT[errnoOf(error)] ?? 'Input/output error';
+}

@@ -1,0 +1,155 @@
+/** What the tables of verbs share: the shape of a verb, and options that many verbs have. Data only. */
+import type { OptionSpec } from '../args.ts';
+
+/** A verb as data: parsing, help, completion and the reference are made from it. */
+export interface VerbSpec {
+  readonly name: string;
+  /** One line. */
+  readonly summary: string;
+  /** The operands, as the synopsis shows them. */
+  readonly operands: string;
+  /** Paragraphs of the manual page. */
+  readonly description: readonly string[];
+  readonly options: readonly OptionSpec[];
+  /** Status and what it means, besides 0 and 1. */
+  readonly exitStatus: readonly (readonly [status: number, meaning: string])[];
+  readonly examples: readonly (readonly [command: string, does: string])[];
+  /** What operands are, for completion. */
+  readonly completes: 'file' | 'none';
+}
+
+export const CACHE_MODES = ['none', 'writeback', 'writethrough', 'directsync', 'unsafe'] as const;
+export type CacheModeName = (typeof CACHE_MODES)[number];
+
+/** The formats of this release, in probe order. */
+export const FORMAT_NAMES = ['qcow2', 'raw'] as const;
+
+export const HELP: OptionSpec = {
+  key: 'help',
+  short: 'h',
+  long: 'help',
+  help: 'print help and exit',
+  support: 'acts',
+};
+
+export const OBJECT: OptionSpec = {
+  key: 'object',
+  long: 'object',
+  value: 'OBJDEF',
+  help: "define an object that options refer to: 'secret,id=ID,data=TEXT' or 'secret,id=ID,file=NAME'",
+  support: 'acts',
+};
+
+export const IMAGE_OPTS: OptionSpec = {
+  key: 'image-opts',
+  long: 'image-opts',
+  help: "take the image as options, 'driver=qcow2,file.filename=NAME', instead of a file name",
+  support: 'acts',
+};
+
+export const FORMAT: OptionSpec = {
+  key: 'format',
+  short: 'f',
+  moreLong: ['format'],
+  value: 'FMT',
+  names: 'format',
+  help: 'format of the image; found out by its first bytes when not given',
+  support: 'acts',
+};
+
+/** {@link FORMAT} where QEMU 7.2 has the long name. */
+export const FORMAT_OLD_LONG: OptionSpec = {
+  key: 'format',
+  short: 'f',
+  long: 'format',
+  value: 'FMT',
+  names: 'format',
+  help: FORMAT.help,
+  support: 'acts',
+};
+
+export const FORCE_SHARE: OptionSpec = {
+  key: 'force-share',
+  short: 'U',
+  long: 'force-share',
+  help: 'open the image although another process may be writing to it',
+  support: { inert: 'images are not locked yet, so there is nothing to override; combined with writing it is refused' },
+};
+
+export const QUIET: OptionSpec = {
+  key: 'quiet',
+  short: 'q',
+  moreLong: ['quiet'],
+  help: 'print errors only',
+  support: 'acts',
+};
+
+export const OUTPUT: OptionSpec = {
+  key: 'output',
+  long: 'output',
+  value: 'human|json',
+  choices: ['human', 'json'],
+  help: 'form of the output; human is the default',
+  support: 'acts',
+};
+
+export const JSON_OUTPUT: OptionSpec = {
+  key: 'json',
+  moreLong: ['json'],
+  help: 'the same as --output=json',
+  support: 'acts',
+  only: 'cowdisk',
+};
+
+/** `-p` as QEMU has it; newer QEMU calls it `--progress`. */
+export const PROGRESS: OptionSpec = {
+  key: 'progress',
+  short: 'p',
+  moreLong: ['progress'],
+  help: 'show how far the work is, on standard output',
+  support: 'acts',
+  only: 'qemu',
+};
+
+/** The `cowdisk` program's own spelling, with a form. */
+export const OWN_PROGRESS: OptionSpec = {
+  key: 'progress-form',
+  short: 'p',
+  moreLong: ['progress'],
+  value: 'auto|bar|json|qemu|none',
+  optionalValue: true,
+  choices: ['auto', 'bar', 'json', 'qemu', 'none'],
+  help:
+    'how to show progress: a bar on standard error (the default on a terminal), one JSON object per line on standard error, ' +
+    "qemu-img's percentage on standard output, or nothing",
+  support: 'acts',
+  only: 'cowdisk',
+};
+
+export const REFERENCES: OptionSpec = {
+  key: 'references',
+  moreLong: ['references'],
+  value: 'allow|same-directory|deny',
+  choices: ['allow', 'same-directory', 'deny'],
+  help: 'which files an image may name (backing files, data files); allow is the default, as in qemu-img',
+  support: 'acts',
+  only: 'cowdisk',
+};
+
+/** @param key `source-cache` or `cache`. */
+export function cacheOption(key: string, short: string, moreLong: readonly string[], what: string): OptionSpec {
+  return {
+    key,
+    short,
+    moreLong,
+    value: 'CACHE',
+    choices: CACHE_MODES,
+    names: 'cache',
+    help: `cache mode of ${what}: ${CACHE_MODES.join(', ')}`,
+    support: 'acts',
+  };
+}
+
+/** Why source cache modes change nothing. */
+export const SOURCE_CACHE_REASON =
+  'the name is checked; reading goes through the page cache of the system in every mode, so the modes do not differ here';

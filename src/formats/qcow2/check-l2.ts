@@ -1,0 +1,329 @@
+/** The pass over L1 and L2 tables: counts the clusters they refer to and judges every entry.
+ *  Spec: qcow2, "Cluster mapping", "Extended L2 entries".
+ *  Invariants: no promise and no allocation per entry; an entry is changed only under `-r all`, and only one that holds no data. */
+import type { Pending } from '../../base/async.ts';
+import { findOverlap, type OverlapRanges, refuseOverlap } from './check-overlap.ts';
+import type { References } from './check-references.ts';
+import { offsetText } from './check-references.ts';
+import { type CheckRun, entryHex } from './check-run.ts';
+import { readTables } from './check-tables.ts';
+import {
+  ALL_SUBCLUSTERS,
+  ALLOCATED_BITMAP_AT,
+  compressedLength,
+  compressedOffset,
+  entryOffset,
+  hasAnySubcluster,
+  isCopied,
+  isZeroFlag,
+  L2_COMPRESSED,
+  L2_UNALLOCATED,
+  L2_ZERO_PLAIN,
+  l1HasReserved,
+  l2HasReserved,
+  l2Kind,
+  setL2Entry,
+  setSubclusters,
+  subclustersConflict,
+  withSubclusters,
+  ZERO_BITMAP_AT,
+} from './entries.ts';
+import { TABLE_ENTRY_BYTES } from './geometry.ts';
+import { hasDataFile } from './header.ts';
+import { OVERLAP } from './options.ts';
+
+export interface L1Location {
+  readonly offset: number;
+  /** Entries, not bytes. */
+  readonly size: number;
+  /** The table of the disk as it is now, not a snapshot's: its clusters make the fragmentation figures. */
+  readonly active: boolean;
+}
+
+/** Reads an L1 table whole; its size has been checked against the format's bound. What lies past the end of the file is zero. */
+export async function readL1(run: CheckRun, l1: L1Location): Promise<DataView> {
+  const table = new Uint8Array(l1.size * TABLE_ENTRY_BYTES);
+  try {
+    await run.file.read(l1.offset, table);
+  } catch (cause) {
+    throw run.ioFailure('ERROR: I/O error in check_refcounts_l1', cause);
+  }
+  return new DataView(table.buffer);
+}
+
+/** Counts the L1 table, its L2 tables and their clusters. */
+export async function countL1(
+  run: CheckRun,
+  references: References,
+  overlaps: OverlapRanges,
+  l1: L1Location,
+): Promise<void> {
+  if (l1.size === 0) return;
+  references.add(l1.offset, l1.size * TABLE_ENTRY_BYTES);
+  const table = await readL1(run, l1);
+  const { clusterSize, l2Coverage } = run.geometry;
+  const scan = new L2Scan(run, references, overlaps, l1.active);
+  let pending: number[] = [];
+  const scanPending = async (): Promise<void> => {
+    const offsets = pending;
+    pending = [];
+    try {
+      await readTables(run, offsets, clusterSize, (index, view, at) => scan.table(view, at, offsets[index] as number));
+    } catch (cause) {
+      throw run.ioFailure('ERROR: I/O error in check_refcounts_l2', cause);
+    }
+  };
+  let scanned = 0;
+  for (let index = 0; index < l1.size; index++) {
+    const high = table.getUint32(index * TABLE_ENTRY_BYTES);
+    const low = table.getUint32(index * TABLE_ENTRY_BYTES + 4);
+    if (high === 0 && low === 0) continue;
+    const offset = entryOffset(high, low);
+    const reserved = l1HasReserved(high, low);
+    const fine = !reserved && references.canAdd(offset);
+    // findings come in table order: what is wrong with this entry is told after the tables before it
+    if (!fine && pending.length > 0) await scanPending();
+    if (reserved)
+      run.corruption('l1-reserved', `ERROR found L1 entry with reserved bits set: ${entryHex(high, low)}`, { index });
+    references.add(offset, clusterSize, offsetText(offset, high % 0x100_0000, low - (low % 512)));
+    if (low % clusterSize >= 512) {
+      run.corruption(
+        'l2-unaligned',
+        `ERROR l2_offset=${entryHex(high % 0x100_0000, low - (low % 512))}: Table is not cluster aligned; L1 entry corrupted`,
+        {
+          index,
+          offset,
+        },
+      );
+    }
+    // a table past the end of the file reads as zero and refers to nothing
+    if (offset < references.fileSize) pending.push(offset);
+    if (pending.length >= BATCH) await scanPending();
+    if (run.restDue) {
+      if (l1.active) run.advance((index - scanned) * l2Coverage);
+      scanned = index;
+      await run.rest();
+    }
+  }
+  if (pending.length > 0) await scanPending();
+  if (l1.active) run.advance((l1.size - scanned) * l2Coverage);
+}
+
+/** L2 tables judged in one go; bounds memory and keeps progress moving. */
+const BATCH = 1024;
+
+class L2Scan {
+  readonly #run: CheckRun;
+  readonly #references: References;
+  readonly #overlaps: OverlapRanges;
+  readonly #active: boolean;
+  readonly #extended: boolean;
+  readonly #dataFile: boolean;
+  /** Where the next cluster lies if it continues the last one; 0 at the start of a table. */
+  #contiguous = 0;
+
+  constructor(run: CheckRun, references: References, overlaps: OverlapRanges, active: boolean) {
+    this.#run = run;
+    this.#references = references;
+    this.#overlaps = overlaps;
+    this.#active = active;
+    this.#extended = run.geometry.extendedL2;
+    this.#dataFile = hasDataFile(run.header);
+  }
+
+  /** Judges the table at byte `at` of `view`, which lies at `offset` in the file. */
+  table(view: DataView, at: number, offset: number): Pending {
+    this.#contiguous = 0;
+    const repair = this.#entries(view, at, 0);
+    return repair < 0 ? undefined : this.#repairFrom(view, at, offset, repair);
+  }
+
+  /** Judges entries from `first` on.
+   *  @returns the index of an entry that is to be repaired, -1 at the end. */
+  #entries(view: DataView, at: number, first: number): number {
+    const { l2Entries, l2EntrySize, clusterSize } = this.#run.geometry;
+    const references = this.#references;
+    const { counts, max, fileClusters } = references;
+    const plain = !this.#extended && !this.#dataFile;
+    const active = this.#active;
+    const { allocation } = this.#run;
+    let contiguous = this.#contiguous;
+    for (let index = first; index < l2Entries; index++) {
+      const high = view.getUint32(at + index * l2EntrySize);
+      const low = view.getUint32(at + index * l2EntrySize + 4);
+      if (high === 0 && low === 0 && plain) continue;
+      // the common case first: COPIED or shared, aligned, no other bits, within the file
+      const offset = (high % 0x8000_0000) * 0x1_0000_0000 + low;
+      const cluster = offset / clusterSize;
+      if (plain && cluster < fileClusters && Number.isInteger(cluster) && cluster > 0) {
+        if (active) {
+          allocation.allocated++;
+          if (contiguous !== 0 && offset !== contiguous) allocation.fragmented++;
+          contiguous = offset + clusterSize;
+        }
+        const count = counts[cluster] as number;
+        if (count >= max) references.overflow(cluster);
+        else counts[cluster] = count + 1;
+        continue;
+      }
+      this.#contiguous = contiguous;
+      const repair = this.#entry(view, at + index * l2EntrySize, index, high, low);
+      contiguous = this.#contiguous;
+      if (repair) return index;
+      // counting past the end may have replaced the array
+      if (references.counts !== counts) return this.#entries(view, at, index + 1);
+    }
+    this.#contiguous = contiguous;
+    return -1;
+  }
+
+  /** Judges one entry, whatever it is.
+   *  @returns true when it is to be repaired. */
+  #entry(view: DataView, at: number, index: number, high: number, low: number): boolean {
+    const run = this.#run;
+    const allocated = this.#extended ? view.getUint32(at + ALLOCATED_BITMAP_AT) : 0;
+    const zero = this.#extended ? view.getUint32(at + ZERO_BITMAP_AT) : 0;
+    const kind = l2Kind(high, low, this.#extended, this.#dataFile);
+    if (kind !== L2_COMPRESSED && l2HasReserved(high, low)) {
+      run.corruption('l2-reserved', `ERROR found l2 entry with reserved bits set: ${entryHex(high, low)}`, { index });
+    }
+    if (kind === L2_COMPRESSED) this.#compressed(index, high, low, allocated !== 0 || zero !== 0);
+    else if (kind === L2_UNALLOCATED) {
+      if (allocated !== 0) {
+        run.corruption(
+          'subclusters-without-cluster',
+          'ERROR: Unallocated cluster has non-zero subcluster allocation map',
+          { index },
+        );
+      }
+    } else if (kind !== L2_ZERO_PLAIN) return this.#normal(index, high, low, allocated, zero);
+    return false;
+  }
+
+  #compressed(index: number, high: number, low: number, hasBitmap: boolean): void {
+    const run = this.#run;
+    const { csizeShift } = run.geometry;
+    const offset = compressedOffset(high, low, csizeShift);
+    // the offset's own bits, for the message: exact where the number is not
+    const offsetHigh = high % 2 ** (csizeShift - 32);
+    let entryHigh = high;
+    if (isCopied(high)) {
+      run.corruption(
+        'compressed-copied',
+        `ERROR: coffset=0x${entryHex(offsetHigh, low)}: copied flag must never be set for compressed clusters`,
+        { index, offset },
+      );
+      entryHigh -= 0x8000_0000;
+    }
+    if (this.#dataFile) {
+      run.corruption(
+        'compressed-data-file',
+        `ERROR compressed cluster ${index} with data file, entry=0x${entryHex(entryHigh, low)}`,
+        { index },
+      );
+      return;
+    }
+    if (hasBitmap) {
+      run.corruption(
+        'compressed-subclusters',
+        `ERROR compressed cluster ${index} with non-zero subcluster allocation bitmap, entry=0x${entryHex(entryHigh, low)}`,
+        { index },
+      );
+      return;
+    }
+    this.#references.add(offset, compressedLength(high, low, csizeShift), offsetText(offset, offsetHigh, low));
+    if (this.#active) {
+      const { allocation } = run;
+      allocation.allocated++;
+      allocation.compressed++;
+      // each needs its own read, neighbour or not
+      allocation.fragmented++;
+    }
+  }
+
+  #normal(index: number, high: number, low: number, allocated: number, zero: number): boolean {
+    const run = this.#run;
+    const { clusterSize } = run.geometry;
+    const offset = entryOffset(high, low);
+    const offsetHigh = high % 0x100_0000;
+    const offsetLow = low - (low % 512);
+    if (subclustersConflict(allocated, zero)) {
+      run.corruption(
+        'subclusters-conflict',
+        `ERROR offset=${entryHex(offsetHigh, offsetLow)}: Allocated cluster has corrupted subcluster allocation bitmap`,
+        { index, offset },
+      );
+    }
+    if (offsetLow % clusterSize !== 0) {
+      const holdsData = this.#extended ? hasAnySubcluster(allocated, ALL_SUBCLUSTERS) : !isZeroFlag(low);
+      const text = entryHex(offsetHigh, offsetLow);
+      if (holdsData) {
+        run.corruption(
+          'cluster-unaligned',
+          `ERROR offset=${text}: Data cluster is not properly aligned; L2 entry corrupted.`,
+          { index, offset },
+        );
+      } else {
+        const verb = run.fixErrors ? 'Repairing' : 'ERROR';
+        run.corruption(
+          'preallocated-unaligned',
+          `${verb} offset=${text}: Preallocated cluster is not properly aligned; L2 entry corrupted.`,
+          {
+            index,
+            offset,
+          },
+        );
+        if (run.fixErrors) return true;
+      }
+    }
+    this.#countNormal(offset, offsetHigh, offsetLow);
+    return false;
+  }
+
+  #countNormal(offset: number, offsetHigh: number, offsetLow: number): void {
+    const { clusterSize } = this.#run.geometry;
+    if (this.#active) {
+      const { allocation } = this.#run;
+      allocation.allocated++;
+      if (this.#contiguous !== 0 && offset !== this.#contiguous) allocation.fragmented++;
+      this.#contiguous = offset + clusterSize;
+    }
+    if (!this.#dataFile) this.#references.add(offset, clusterSize, offsetText(offset, offsetHigh, offsetLow));
+  }
+
+  /** Repairs entry `index` and goes on with the rest of the table. */
+  async #repairFrom(view: DataView, at: number, offset: number, index: number): Promise<void> {
+    const { l2EntrySize } = this.#run.geometry;
+    for (let next = index; next >= 0; next = this.#entries(view, at, next + 1)) {
+      await this.#makeZero(view, at + next * l2EntrySize, offset + next * l2EntrySize);
+    }
+  }
+
+  /** The entry holds no data: it loses its cluster and reads as zero, as before. */
+  async #makeZero(view: DataView, at: number, fileOffset: number): Promise<void> {
+    const run = this.#run;
+    const { l2EntrySize } = run.geometry;
+    if (this.#extended) {
+      const zero = withSubclusters(view.getUint32(at + ZERO_BITMAP_AT), view.getUint32(at + ALLOCATED_BITMAP_AT));
+      setL2Entry(view, at, 0, false, false);
+      setSubclusters(view, at, 0, zero);
+    } else {
+      setL2Entry(view, at, 0, false, true);
+    }
+    const hit = findOverlap(
+      run,
+      this.#overlaps,
+      fileOffset,
+      l2EntrySize,
+      this.#active ? OVERLAP.activeL2 : OVERLAP.inactiveL2,
+    );
+    if (hit !== undefined) {
+      await refuseOverlap(run, hit, fileOffset, l2EntrySize);
+      run.obstacle('overlap', 'ERROR: Overlap check failed');
+      throw run.failure(`repairing the L2 entry at ${fileOffset} would overwrite ${hit}`, 'EIO');
+    }
+    await run.file.write(fileOffset, new Uint8Array(view.buffer, view.byteOffset + at, l2EntrySize));
+    await run.file.flush();
+    run.mended();
+  }
+}

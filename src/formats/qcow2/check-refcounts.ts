@@ -1,0 +1,304 @@
+/** The refcounts as the file has them: reading, comparing with the references found, correcting.
+ *  Spec: qcow2, "Refcount tables, blocks". Order and wording of the findings are QEMU's.
+ *  Write order of corrections: any, because a count is only moved to the number of references that exist; the caller flushes
+ *  before it relies on them.
+ *  Invariant: a refcount block whose place is unknown (unaligned, past the end) is never written. */
+import { allocateCounts, type CountArray, growCounts } from './check-counts.ts';
+import type { References } from './check-references.ts';
+import { CHECK_IO, type CheckRun } from './check-run.ts';
+import { readTables } from './check-tables.ts';
+import { getRefcount, refcountBlockOffset, refcountTableHasReserved, setRefcount } from './entries.ts';
+import { TABLE_ENTRY_BYTES } from './geometry.ts';
+
+/** Reads the refcount table whole; its size has been checked with the header. */
+export async function readRefcountTable(run: CheckRun): Promise<DataView> {
+  const { header, geometry } = run;
+  const table = new Uint8Array(header.refcountTableClusters * geometry.clusterSize);
+  try {
+    await run.file.read(header.refcountTableOffset, table);
+  } catch (cause) {
+    throw run.ioFailure(CHECK_IO, cause);
+  }
+  return new DataView(table.buffer);
+}
+
+/** Offset of the refcount block of table entry `index`; 0 for none. */
+export function blockOffsetAt(table: DataView, index: number): number {
+  if (index * TABLE_ENTRY_BYTES >= table.byteLength) return 0;
+  return refcountBlockOffset(
+    table.getUint32(index * TABLE_ENTRY_BYTES),
+    table.getUint32(index * TABLE_ENTRY_BYTES + 4),
+  );
+}
+
+/** Counts the refcount blocks and judges the table's entries.
+ *  @returns true when the refcount structures must be built anew. */
+export async function countRefcountBlocks(run: CheckRun, references: References, table: DataView): Promise<boolean> {
+  const { clusterSize } = run.geometry;
+  let rebuild = false;
+  for (let index = 0; index * TABLE_ENTRY_BYTES < table.byteLength; index++) {
+    const low = table.getUint32(index * TABLE_ENTRY_BYTES + 4);
+    const offset = blockOffsetAt(table, index);
+    if (refcountTableHasReserved(low)) {
+      run.corruption('refcount-table-reserved', `ERROR refcount table entry ${index} has reserved bits set`, { index });
+      rebuild = true;
+    } else if (low % clusterSize !== 0) {
+      run.corruption(
+        'refcount-block-unaligned',
+        `ERROR refcount block ${index} is not cluster aligned; refcount table entry corrupted`,
+        { index, offset },
+      );
+      rebuild = true;
+    } else if (offset / clusterSize >= references.clusters) {
+      if (await coverBlock(run, references, index, offset)) rebuild = true;
+    } else if (offset !== 0) {
+      const cluster = offset / clusterSize;
+      references.add(offset, clusterSize);
+      const count = references.counts[cluster] as number;
+      if (count !== 1) {
+        run.corruption('refcount-block-shared', `ERROR refcount block ${index} refcount=${count}`, {
+          index,
+          offset,
+          references: count,
+        });
+        rebuild = true;
+      }
+    }
+    if (run.restDue) await run.rest();
+  }
+  return rebuild;
+}
+
+/** A refcount block past the end of the file: under `-r all` the file is made long enough, and the block reads as zero.
+ *  @returns true when that did not help. */
+async function coverBlock(run: CheckRun, references: References, index: number, offset: number): Promise<boolean> {
+  const { clusterSize } = run.geometry;
+  const verb = run.fixErrors ? 'Repairing' : 'ERROR';
+  run.corruption('refcount-block-outside', `${verb} refcount block ${index} is outside image`, {
+    index,
+    offset,
+    fileSize: run.file.size,
+  });
+  if (!run.fixErrors) return false;
+  const clusters = offset / clusterSize + 1;
+  // a wild offset must not decide the size of the file: within reach means that the blocks there are could count it
+  const within = clusters <= Math.max(references.clusters * 2, run.geometry.refcountBlockEntries * 2);
+  if (!within || !run.file.supports.truncate) {
+    run.find('note', 'resize-refused', 'ERROR could not resize image: File too large', { offset });
+    return true;
+  }
+  await run.file.truncate(offset + clusterSize);
+  references.grow(clusters);
+  run.mended();
+  references.add(offset, clusterSize);
+  return false;
+}
+
+/** Refcounts by cluster. */
+export class StoredRefcounts {
+  readonly #run: CheckRun;
+  readonly #table: DataView;
+  /** Blocks whose entry is unaligned: their refcounts cannot be known. */
+  readonly #unreadable = new Set<number>();
+  #counts: CountArray;
+  #clusters: number;
+  /** One block beyond `#clusters`, for odd questions. */
+  #extra: { readonly index: number; readonly view: DataView } | undefined;
+
+  private constructor(run: CheckRun, table: DataView, clusters: number) {
+    this.#run = run;
+    this.#table = table;
+    this.#clusters = clusters;
+    this.#counts = allocateCounts(run.geometry, clusters, run.name);
+  }
+
+  /** Reads the refcounts of the first `clusters` clusters. */
+  static async load(run: CheckRun, table: DataView, clusters: number): Promise<StoredRefcounts> {
+    const stored = new StoredRefcounts(run, table, clusters);
+    await stored.#load();
+    return stored;
+  }
+
+  /** Valid below `clusters`. */
+  get counts(): CountArray {
+    return this.#counts;
+  }
+
+  get clusters(): number {
+    return this.#clusters;
+  }
+
+  get table(): DataView {
+    return this.#table;
+  }
+
+  async #load(): Promise<void> {
+    const run = this.#run;
+    const { clusterSize, refcountBlockEntries } = run.geometry;
+    const blocks: number[] = [];
+    const offsets: number[] = [];
+    for (let index = 0; index * refcountBlockEntries < this.#clusters; index++) {
+      const offset = blockOffsetAt(this.#table, index);
+      if (offset % clusterSize !== 0) {
+        if (this.#unreadable.size === 0) this.#tellUnaligned(index, offset);
+        this.#unreadable.add(index);
+      } else if (offset !== 0 && offset < run.file.size) {
+        blocks.push(index);
+        offsets.push(offset);
+      }
+    }
+    run.phase('refcounts', run.file.size);
+    try {
+      await readTables(run, offsets, clusterSize, (at, view, start) => {
+        this.#decode(view, start, blocks[at] as number);
+        run.advance(run.geometry.refcountBlockCoverage);
+        return undefined;
+      });
+    } catch (cause) {
+      throw run.ioFailure(CHECK_IO, cause);
+    }
+  }
+
+  #decode(view: DataView, start: number, block: number): void {
+    const { refcountOrder, refcountBlockEntries, clusterSize } = this.#run.geometry;
+    const counts = this.#counts;
+    const first = block * refcountBlockEntries;
+    const entries = Math.min(refcountBlockEntries, this.#clusters - first);
+    if (refcountOrder === 4) {
+      for (let i = 0; i < entries; i++) counts[first + i] = view.getUint16(start + i * 2);
+      return;
+    }
+    const block_ = new DataView(view.buffer, view.byteOffset + start, clusterSize);
+    for (let i = 0; i < entries; i++) counts[first + i] = getRefcount(block_, i, refcountOrder);
+  }
+
+  #tellUnaligned(index: number, offset: number): void {
+    const what = `Refblock offset 0x${offset.toString(16)} unaligned (reftable index: 0x${index.toString(16)})`;
+    this.#run.find(
+      'note',
+      'refcount-block-unreadable',
+      `qcow2: Image is corrupt: ${what}; further non-fatal corruption events will be suppressed`,
+      { index, offset },
+    );
+  }
+
+  /** Whether the refcount of `cluster` can be known. */
+  isReadable(cluster: number): boolean {
+    return (
+      this.#unreadable.size === 0 ||
+      !this.#unreadable.has(Math.floor(cluster / this.#run.geometry.refcountBlockEntries))
+    );
+  }
+
+  /** The refcount of any cluster, those past the end of the file included; `undefined` when it cannot be known. */
+  async lookUp(cluster: number): Promise<number | undefined> {
+    if (!this.isReadable(cluster)) return undefined;
+    if (cluster < this.#clusters) return this.#counts[cluster] as number;
+    const { refcountBlockEntries, refcountOrder, clusterSize } = this.#run.geometry;
+    const index = Math.floor(cluster / refcountBlockEntries);
+    const offset = blockOffsetAt(this.#table, index);
+    if (offset === 0) return 0;
+    if (offset % clusterSize !== 0) return undefined;
+    if (this.#extra?.index !== index) {
+      const bytes = new Uint8Array(clusterSize);
+      if (offset < this.#run.file.size) await this.#run.file.read(offset, bytes);
+      this.#extra = { index, view: new DataView(bytes.buffer) };
+    }
+    return getRefcount(this.#extra.view, cluster % refcountBlockEntries, refcountOrder);
+  }
+
+  /** Changes the refcounts `[first, first+count)`, all in blocks that exist, in memory; `write` puts them into the file. */
+  set(first: number, count: number, value: number): void {
+    const end = first + count;
+    if (end > this.#clusters) {
+      this.#counts = growCounts(this.#counts, this.#run.geometry, end, this.#run.name);
+      this.#clusters = end;
+    }
+    this.#counts.fill(value, first, end);
+  }
+
+  /** Writes block `index` with the counts in memory; entries past `clusters` stay as they are in the file. */
+  async write(index: number): Promise<void> {
+    const run = this.#run;
+    const { refcountBlockEntries, refcountOrder, clusterSize } = run.geometry;
+    const offset = blockOffsetAt(this.#table, index);
+    const block = new Uint8Array(clusterSize);
+    await run.file.read(offset, block);
+    const view = new DataView(block.buffer);
+    const first = index * refcountBlockEntries;
+    const entries = Math.min(refcountBlockEntries, this.#clusters - first);
+    for (let i = 0; i < entries; i++) setRefcount(view, i, refcountOrder, this.#counts[first + i] as number);
+    await run.file.write(offset, block);
+  }
+}
+
+export interface Comparison {
+  /** Highest cluster that is referenced or has a refcount; 0 when there is none. */
+  readonly highest: number;
+  /** A referenced cluster (or one that should be free) has no refcount block to correct it in: build anew. */
+  readonly rebuild: boolean;
+}
+
+export interface Corrections {
+  readonly leaks: boolean;
+  readonly errors: boolean;
+}
+
+/** Compares what is stored with what is referenced, and corrects it as far as allowed. */
+export async function compareRefcounts(
+  run: CheckRun,
+  references: References,
+  stored: StoredRefcounts,
+  fix: Corrections,
+): Promise<Comparison> {
+  const { refcountBlockEntries } = run.geometry;
+  const { clusters } = references;
+  let highest = 0;
+  let rebuild = false;
+  for (let first = 0; first < clusters; first += refcountBlockEntries) {
+    const end = Math.min(clusters, first + refcountBlockEntries);
+    const found = references.counts;
+    const counts = stored.counts;
+    let changed = false;
+    const readable = stored.isReadable(first);
+    for (let cluster = first; cluster < end; cluster++) {
+      const reference = found[cluster] as number;
+      if (!readable) {
+        run.obstacle('refcount-unknown', `Can't get refcount for cluster ${cluster}: Input/output error`, { cluster });
+        continue;
+      }
+      const refcount = cluster < stored.clusters ? (counts[cluster] as number) : 0;
+      if (refcount > 0 || reference > 0) highest = cluster;
+      if (refcount === reference) continue;
+      if (refcount === 0) rebuild = true;
+      if (judge(run, cluster, refcount, reference, fix)) {
+        counts[cluster] = reference;
+        changed = true;
+      }
+    }
+    if (changed) await stored.write(first / refcountBlockEntries);
+    if (run.restDue) await run.rest();
+  }
+  return { highest, rebuild };
+}
+
+/** Tells one difference.
+ *  @returns true when it is to be corrected (and is counted so). */
+function judge(run: CheckRun, cluster: number, refcount: number, reference: number, fix: Corrections): boolean {
+  const leak = refcount > reference;
+  const corrects = refcount !== 0 && (leak ? fix.leaks : fix.errors);
+  const verb = corrects ? 'Repairing' : leak ? 'Leaked' : 'ERROR';
+  const { counts } = run;
+  if (corrects) {
+    if (leak) counts.leaksFixed++;
+    else counts.corruptionsFixed++;
+  } else if (leak) counts.leaks++;
+  else counts.corruptions++;
+  run.find(
+    leak ? 'leak' : 'corruption',
+    leak ? 'leaked-cluster' : 'refcount-low',
+    `${verb} cluster ${cluster} refcount=${refcount < 2 ** 53 ? refcount : BigInt(refcount)} reference=${reference}`,
+    { cluster, refcount, references: reference },
+  );
+  return corrects;
+}

@@ -1,0 +1,67 @@
+/** Reads many tables of one size, in order, in large requests and ahead of their use. Knows nothing of what is in them.
+ *  Invariants: neighbouring tables are read together; a few requests run at once where the store needs time, and none is left
+ *  running when an error leaves the loop. */
+import { type Pending, settleAll } from '../../base/async.ts';
+import type { CheckRun } from './check-run.ts';
+
+/** Synchronous files answer requests of this size at once. */
+const CHUNK = 256 * 1024;
+const AHEAD = 4;
+
+/** Told of table `index`, which begins at byte `at` of `view`; its bytes are valid until the returned Pending ends. */
+export type TableVisitor = (index: number, view: DataView, at: number) => Pending;
+
+interface Slot {
+  readonly view: DataView;
+  readonly bytes: Uint8Array;
+  first: number;
+  end: number;
+  pending: Pending;
+}
+
+/** Visits the tables at `offsets` (bytes; finite; what lies past the end of the file is zero), in that order. */
+export async function readTables(
+  run: CheckRun,
+  offsets: ArrayLike<number>,
+  tableBytes: number,
+  visit: TableVisitor,
+): Promise<void> {
+  const size = Math.min(Math.max(CHUNK, tableBytes), Math.max(tableBytes, offsets.length * tableBytes));
+  const slots: Slot[] = [];
+  let asked = 0;
+
+  const ask = (slot: Slot): void => {
+    slot.first = asked;
+    const start = offsets[asked] as number;
+    let count = 1;
+    while ((count + 1) * tableBytes <= size && offsets[asked + count] === start + count * tableBytes) count++;
+    asked += count;
+    slot.end = asked;
+    slot.pending = run.file.read(start, slot.bytes.subarray(0, count * tableBytes));
+  };
+
+  try {
+    while (slots.length < AHEAD && asked < offsets.length) {
+      const bytes = new Uint8Array(size);
+      const slot: Slot = { bytes, view: new DataView(bytes.buffer), first: 0, end: 0, pending: undefined };
+      slots.push(slot);
+      ask(slot);
+    }
+    for (let turn = 0; slots.length > 0; turn++) {
+      const slot = slots[turn % slots.length] as Slot;
+      if (slot.first >= slot.end) break;
+      if (slot.pending !== undefined) await slot.pending;
+      slot.pending = undefined;
+      for (let index = slot.first; index < slot.end; index++) {
+        const visiting = visit(index, slot.view, (index - slot.first) * tableBytes);
+        if (visiting !== undefined) await visiting;
+        if (run.restDue) await run.rest();
+      }
+      slot.first = slot.end;
+      if (asked < offsets.length) ask(slot);
+    }
+  } catch (error) {
+    await settleAll(slots.map((slot) => slot.pending)).catch(() => undefined);
+    throw error;
+  }
+}

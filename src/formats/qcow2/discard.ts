@@ -1,0 +1,173 @@
+/** Zero marks and discards: what is zeroed, what is dropped, what is kept. Spec: qcow2, "Cluster mapping" (zero flag, subclusters).
+ *  Invariants: entries change in one synchronous stretch per slice; host clusters that lose their last entry are dropped through deferred
+ *  frees; a zero mark that keeps its cluster needs no order, because both contents are the guest's own. */
+import { alignDown, alignUp, divCeil, divFloor } from '../../bytes/align.ts';
+import type { ZeroOptions } from '../../core/store.ts';
+import {
+  ALL_SUBCLUSTERS,
+  ALLOCATED_BITMAP_AT,
+  entryOffset,
+  isCopied,
+  L2_COMPRESSED,
+  L2_UNALLOCATED,
+  L2_ZERO_PLAIN,
+  l2Kind,
+  setL2Entry,
+  setSubclusters,
+  subclusterMask,
+  withoutSubclusters,
+  withSubclusters,
+  ZERO_BITMAP_AT,
+} from './entries.ts';
+import type { Qcow2State } from './image-state.ts';
+import type { L2Place, L2Tables } from './l2-tables.ts';
+
+export class Discard {
+  readonly #state: Qcow2State;
+  readonly #tables: L2Tables;
+  readonly #hasBacking: boolean;
+  readonly #rawDataFile: boolean;
+
+  constructor(state: Qcow2State, tables: L2Tables, hasBacking: boolean, rawDataFile: boolean) {
+    this.#state = state;
+    this.#tables = tables;
+    this.#hasBacking = hasBacking;
+    this.#rawDataFile = rawDataFile;
+  }
+
+  /** @see FormatNode.mapZeroes */
+  async mapZeroes(offset: number, length: number, options: ZeroOptions): Promise<'done' | 'unsupported'> {
+    if (this.#rawDataFile) {
+      // Whoever reads the data file alone must see the zeros too: they are written there, and the mapping stays.
+      await this.#state.data.writeZeroes(offset, length, options);
+      return 'done';
+    }
+    if (this.#state.header.version < 3) {
+      if (this.#hasBacking || offset % this.#state.geometry.clusterSize !== 0) return 'unsupported';
+      return await this.unmap(offset, length, 'zero');
+    }
+    const end = offset + length;
+    if ((await this.#cutsCompressed(offset)) || (await this.#cutsCompressed(end))) return 'unsupported';
+    for (let at = offset; at < end; ) {
+      const stop = Math.min(end, at + this.#tables.toSliceEnd(at));
+      await this.#inSlice(at, true, (place) => {
+        this.#zeroSlice(place, at, stop, options.unmap === true);
+      });
+      at = stop;
+    }
+    return 'done';
+  }
+
+  /** A compressed cluster has no subclusters that could be marked: its part is zeroed by writing. */
+  async #cutsCompressed(offset: number): Promise<boolean> {
+    const { geometry, hasDataFile } = this.#state;
+    if (!geometry.extendedL2 || offset % geometry.clusterSize === 0) return false;
+    return await this.#state.metadata.run(async () => {
+      const place = await this.#tables.find(offset);
+      if (place === undefined) return false;
+      const { view } = place.lease.table;
+      const at = place.index * geometry.l2EntrySize;
+      place.lease.release();
+      return l2Kind(view.getUint32(at), view.getUint32(at + 4), true, hasDataFile) === L2_COMPRESSED;
+    });
+  }
+
+  /** @see FormatNode.unmap */
+  async unmap(offset: number, length: number, reveal: 'zero' | 'backing'): Promise<'done' | 'unsupported'> {
+    const { header } = this.#state;
+    if (this.#rawDataFile || (header.version < 3 && this.#hasBacking && reveal === 'zero')) return 'unsupported';
+    const end = offset + length;
+    for (let at = offset; at < end; ) {
+      const stop = Math.min(end, at + this.#tables.toSliceEnd(at));
+      // Where nothing is allocated and nothing lies below, there is nothing to hide: no table is made for it.
+      await this.#inSlice(at, this.#hasBacking && reveal === 'zero', (place) => {
+        this.#dropSlice(place, at, stop, reveal);
+      });
+      at = stop;
+    }
+    return 'done';
+  }
+
+  async #inSlice(offset: number, create: boolean, change: (place: L2Place) => void): Promise<void> {
+    await this.#state.metadata.run(async () => {
+      if (!create) {
+        const found = await this.#tables.find(offset);
+        if (found === undefined) return;
+        found.lease.release();
+      }
+      await this.#state.markDirty();
+      const place = await this.#tables.own(offset);
+      try {
+        change(place);
+      } finally {
+        place.lease.release();
+      }
+    });
+  }
+
+  #zeroSlice(place: L2Place, start: number, end: number, unmap: boolean): void {
+    const { geometry, hasDataFile } = this.#state;
+    const { clusterSize, l2EntrySize, extendedL2, subclusterSize } = geometry;
+    const { view } = place.lease.table;
+    const first = alignDown(start, clusterSize);
+    const count = divCeil(end - first, clusterSize);
+    const dropped: number[] = [];
+    for (let i = 0; i < count; i++) {
+      const at = (place.index + i) * l2EntrySize;
+      const high = view.getUint32(at);
+      const low = view.getUint32(at + 4);
+      const kind = l2Kind(high, low, extendedL2, hasDataFile);
+      const cluster = first + i * clusterSize;
+      const from = Math.max(0, start - cluster);
+      const to = Math.min(clusterSize, alignUp(end - cluster, subclusterSize));
+      if (extendedL2 && (from > 0 || to < clusterSize)) {
+        this.#zeroSubclusters(view, at, from, to);
+        continue;
+      }
+      const allocated = kind !== L2_UNALLOCATED && kind !== L2_ZERO_PLAIN;
+      const drop = kind === L2_COMPRESSED || (unmap && allocated);
+      if (drop) dropped.push(high, low);
+      setL2Entry(view, at, drop ? 0 : entryOffset(high, low), !drop && allocated && isCopied(high), !extendedL2);
+      if (extendedL2) setSubclusters(view, at, 0, ALL_SUBCLUSTERS);
+    }
+    this.#finish(place, count, dropped);
+  }
+
+  /** Part of a cluster with subclusters, and not compressed: see `#cutsCompressed`. */
+  #zeroSubclusters(view: DataView, at: number, from: number, to: number): void {
+    const { subclusterSize } = this.#state.geometry;
+    const mask = subclusterMask(divFloor(from, subclusterSize), divCeil(to, subclusterSize));
+    const allocated = view.getUint32(at + ALLOCATED_BITMAP_AT);
+    const zero = view.getUint32(at + ZERO_BITMAP_AT);
+    setSubclusters(view, at, withoutSubclusters(allocated, mask), withSubclusters(zero, mask));
+  }
+
+  #dropSlice(place: L2Place, start: number, end: number, reveal: 'zero' | 'backing'): void {
+    const { geometry, hasDataFile, header } = this.#state;
+    const { clusterSize, l2EntrySize, extendedL2 } = geometry;
+    const { view } = place.lease.table;
+    const count = divCeil(end - start, clusterSize);
+    const dropped: number[] = [];
+    for (let i = 0; i < count; i++) {
+      const at = (place.index + i) * l2EntrySize;
+      const high = view.getUint32(at);
+      const low = view.getUint32(at + 4);
+      const kind = l2Kind(high, low, extendedL2, hasDataFile);
+      const allocated = kind !== L2_UNALLOCATED && kind !== L2_ZERO_PLAIN;
+      if (!allocated && reveal === 'zero' && !this.#hasBacking) continue;
+      if (allocated) dropped.push(high, low);
+      const zero = reveal === 'zero' && header.version >= 3;
+      setL2Entry(view, at, 0, false, zero && !extendedL2);
+      if (extendedL2) setSubclusters(view, at, 0, zero ? ALL_SUBCLUSTERS : 0);
+    }
+    this.#finish(place, count, dropped);
+  }
+
+  #finish(place: L2Place, count: number, dropped: readonly number[]): void {
+    const { l2EntrySize } = this.#state.geometry;
+    place.lease.markDirty(place.index * l2EntrySize, (place.index + count) * l2EntrySize);
+    for (let i = 0; i < dropped.length; i += 2) {
+      this.#tables.noteDropped(dropped[i] as number, dropped[i + 1] as number, 'request');
+    }
+  }
+}

@@ -1,0 +1,117 @@
+/** The qcow2 driver: probing, opening, and what the front door needs to know of the format.
+ *  Spec: qcow2, versions 2 and 3. Opening is: header → settings → data file → backing file → snapshot table → autoclear bits → repair
+ *  of a dirty image → parts. A read-only open writes nothing, whatever it finds.
+ *  Write order at open: the header loses unknown autoclear bits, and the bitmaps bit (this writer does not track bitmaps), before any
+ *  guest write; a dirty image is repaired before any other write. */
+import { BlockError } from '../../base/errors.ts';
+import { defineFormat, type OpenContext } from '../../core/format.ts';
+import type { BlockNode } from '../../core/node.ts';
+import { CacheBudget } from '../../core/table-cache.ts';
+import { repairDirty } from './checker.ts';
+import { createQcow2 } from './create.ts';
+import { AUTOCLEAR, AUTOCLEAR_KNOWN, INCOMPATIBLE } from './features.ts';
+import { hasDataFile, headerGeometry, type Qcow2Header, readHeader } from './header.ts';
+import { QCOW2_MAGIC } from './header-fields.ts';
+import { Qcow2State, type TableMemory } from './image-state.ts';
+import { measureQcow2 } from './measure.ts';
+import { Qcow2Node } from './node.ts';
+import { createOptions, openOptions, type Qcow2OpenOptions, type RuntimeSettings, resolveSettings } from './options.ts';
+import { readSnapshotTable, type SnapshotTable } from './snapshot-table.ts';
+
+/** Shorter files are no qcow2 images for probing, whatever they begin with. */
+const PROBE_BYTES = 112;
+
+export const qcow2 = defineFormat({
+  name: 'qcow2',
+  summary: 'QEMU copy-on-write version 2 and 3: snapshots, compression, backing files',
+  extensions: ['qcow2', 'qcow', 'img'],
+  capabilities: { create: true, write: true, backing: true, compress: true, check: true, zeroInit: true },
+  openOptions,
+  createOptions,
+
+  probe({ head }) {
+    if (head.length < PROBE_BYTES) return 0;
+    const view = new DataView(head.buffer, head.byteOffset, head.byteLength);
+    return view.getUint32(0) === QCOW2_MAGIC && view.getUint32(4) >= 2 ? 100 : 0;
+  },
+
+  open: openQcow2,
+  create: createQcow2,
+  measure: (virtualSize, options, source) => measureQcow2(virtualSize, options, source),
+});
+
+async function openQcow2(context: OpenContext, options: Qcow2OpenOptions): Promise<Qcow2Node> {
+  const { name, file, readOnly, forCheck } = context;
+  const header = await readHeader(file, name, { readOnly, forCheck });
+  if (header.encryption !== 'none' && context.metadataOnly !== true && !forCheck) {
+    throw new BlockError(
+      'ENCRYPTED',
+      `qcow2 "${name}": encrypted (${header.encryption}); encrypted images cannot be opened yet`,
+      { reason: 'qcow2.encrypted', details: { encryption: header.encryption } },
+    );
+  }
+  const settings = resolveSettings(options, header, headerGeometry(header), name, false);
+  const dataFile = await openDataFile(header, context);
+  const backing = await openBacking(header, context);
+  // A check reads the table itself, and leniently.
+  const snapshots = forCheck ? NO_SNAPSHOTS : await readSnapshotTable(file, header, name);
+  const state = new Qcow2State(header, context, dataFile, tableMemory(options, settings));
+  if (!readOnly && !forCheck) await takeOver(state);
+  return new Qcow2Node({ state, settings, codecs: context.codecs, dataFile, backing, snapshots });
+}
+
+const NO_SNAPSHOTS: SnapshotTable = { entries: [], size: 0 };
+
+/** Sizes that the caller gave make caches of their own; otherwise the tables of the whole chain share one budget. */
+function tableMemory(options: Qcow2OpenOptions, settings: RuntimeSettings): TableMemory {
+  const { cacheSize, l2CacheSize, refcountCacheSize, l2CacheEntrySize } = options;
+  const given = cacheSize ?? l2CacheSize ?? refcountCacheSize;
+  return {
+    lazyRefcounts: settings.lazyRefcounts,
+    ...(given === undefined
+      ? {}
+      : { l2: new CacheBudget(settings.l2CacheSize), refcounts: new CacheBudget(settings.refcountCacheSize) }),
+    ...(l2CacheEntrySize === undefined ? {} : { l2SliceBytes: settings.l2SliceSize }),
+  };
+}
+
+async function openDataFile(header: Qcow2Header, context: OpenContext): Promise<BlockNode | undefined> {
+  if (!hasDataFile(header)) return undefined;
+  if (header.dataFile === undefined) {
+    throw new BlockError('CORRUPT', `qcow2 "${context.name}": needs an external data file and names none`, {
+      reason: 'qcow2.data-file-missing',
+    });
+  }
+  return await context.openReference({
+    role: 'data',
+    name: header.dataFile,
+    format: 'raw',
+    readOnly: context.readOnly,
+  });
+}
+
+async function openBacking(header: Qcow2Header, context: OpenContext): Promise<BlockNode | undefined> {
+  if (header.backingFile === undefined) return undefined;
+  return await context.openReference({
+    role: 'backing',
+    name: header.backingFile,
+    format: header.backingFormat,
+    readOnly: true,
+  });
+}
+
+/** What a writer owes the image before its first write. */
+async function takeOver(state: Qcow2State): Promise<void> {
+  const { header } = state;
+  const tracked = header.autoclear & AUTOCLEAR_KNOWN & ~AUTOCLEAR.bitmaps;
+  if (tracked !== header.autoclear) {
+    await state.replaceHeader({ ...header, autoclear: tracked });
+    if ((header.autoclear & AUTOCLEAR.bitmaps) !== 0n) {
+      state.warn(
+        'qcow2.bitmaps-dropped',
+        'the image has persistent dirty bitmaps, which are not tracked: they are marked inconsistent before the first write',
+      );
+    }
+  }
+  if ((header.incompatible & INCOMPATIBLE.dirty) !== 0n) await repairDirty(state);
+}

@@ -1,0 +1,194 @@
+/** An open qcow2 image: wires the parts of the room together as a FormatNode. No logic of its own but the order of flush and close.
+ *  Spec: qcow2, all of it but encryption.
+ *  Invariants: flush writes L2 and L1 tables (each in its order), then refcounts, then makes all of it durable, then frees what was
+ *  dropped; close leaves no dropped space behind, and marks an image with lazy refcounts clean only after its refcounts are durable. */
+import type { MaybePromise, Pending } from '../../base/async.ts';
+import { alignUp } from '../../bytes/align.ts';
+import type { Codecs } from '../../codec/codecs.ts';
+import type { CheckFacet, EngineServices, FormatInfo, FormatNode, WritePlan } from '../../core/format.ts';
+import type { BlockNode, Child } from '../../core/node.ts';
+import type { RunList } from '../../core/run.ts';
+import type { IoOptions, Preallocation, ZeroOptions } from '../../core/store.ts';
+import type { TableCache } from '../../core/table-cache.ts';
+import { Allocator } from './allocator.ts';
+import { Qcow2Checker } from './checker.ts';
+import { ClusterMap } from './cluster-map.ts';
+import { ClusterWrite } from './cluster-write.ts';
+import { CompressedClusters } from './compressed.ts';
+import { Discard } from './discard.ts';
+import { AUTOCLEAR, INCOMPATIBLE } from './features.ts';
+import type { Qcow2State } from './image-state.ts';
+import { describeImage } from './info.ts';
+import { L2Tables } from './l2-tables.ts';
+import { MetadataMap } from './metadata-map.ts';
+import type { RuntimeSettings } from './options.ts';
+import { Refcounts } from './refcounts.ts';
+import { Resize } from './resize.ts';
+import type { SnapshotTable } from './snapshot-table.ts';
+
+export interface Qcow2NodeOptions {
+  readonly state: Qcow2State;
+  readonly settings: RuntimeSettings;
+  readonly codecs: Codecs;
+  readonly dataFile: BlockNode | undefined;
+  readonly backing: BlockNode | undefined;
+  readonly snapshots: SnapshotTable;
+}
+
+export class Qcow2Node implements FormatNode {
+  readonly format = 'qcow2';
+  readonly children: readonly Child[];
+  readonly check: CheckFacet;
+  readonly readOnly: boolean;
+  readonly unit: number;
+  readonly zeroUnit: number;
+  /** Metadata may be preallocated: what it maps may never have been written. */
+  readonly recurse = 'zero';
+  readonly #state: Qcow2State;
+  readonly #options: Qcow2NodeOptions;
+  readonly #map: ClusterMap;
+  readonly #allocator: Allocator;
+  readonly #write: ClusterWrite;
+  readonly #discard: Discard;
+  readonly #compressed: CompressedClusters;
+  readonly #resize: Resize;
+  readonly #metadata: MetadataMap;
+
+  constructor(options: Qcow2NodeOptions) {
+    const { state, settings, dataFile, backing } = options;
+    this.#state = state;
+    this.#options = options;
+    this.check = new Qcow2Checker({
+      state,
+      flush: () => this.#flush(),
+      forget: () => this.#forget(),
+    });
+    this.readOnly = state.readOnly;
+    this.unit = state.geometry.clusterSize;
+    this.zeroUnit = state.geometry.subclusterSize;
+    this.children = children(state.file, dataFile, backing);
+    const rawDataFile = state.hasDataFile && (state.header.autoclear & AUTOCLEAR.dataFileRaw) !== 0n;
+    this.#map = new ClusterMap(state);
+    const refcounts = new Refcounts(state);
+    const metadata = new MetadataMap(state, refcounts, {
+      overlapCheck: settings.overlapCheck,
+      snapshotTableBytes: options.snapshots.size,
+      inactive: options.snapshots.entries,
+    });
+    this.#allocator = new Allocator(state, refcounts, metadata, settings.passDiscard);
+    const tables = new L2Tables(state, this.#map, this.#allocator, metadata);
+    this.#write = new ClusterWrite(state, tables, this.#allocator);
+    this.#discard = new Discard(state, tables, backing !== undefined, rawDataFile);
+    this.#compressed = new CompressedClusters(state, tables, this.#allocator, options.codecs);
+    this.#resize = new Resize(state, this.#allocator, this.#write, this.#discard, backing?.size ?? 0);
+    this.#metadata = metadata;
+  }
+
+  get virtualSize(): number {
+    return this.#state.header.virtualSize;
+  }
+
+  attach(engine: EngineServices): void {
+    this.#state.engine = engine;
+    this.#allocator.attach(engine.epochs);
+  }
+
+  map(offset: number, _length: number, into: RunList): Pending {
+    if (this.#state.header.encryption !== 'none') this.#map.refuseEncrypted();
+    return this.#map.map(offset, into);
+  }
+
+  decode(runs: RunList, first: number, count: number, into: Uint8Array): Pending {
+    return this.#compressed.decode(runs, first, count, into);
+  }
+
+  prepareWrite(offset: number, length: number): Promise<WritePlan> {
+    return this.#write.prepare(offset, length);
+  }
+
+  commitWrite(plan: WritePlan): Pending {
+    return this.#write.commit(plan);
+  }
+
+  abortWrite(plan: WritePlan): Pending {
+    return this.#write.abort(plan);
+  }
+
+  writeCompressed(offset: number, from: Uint8Array, options?: IoOptions): Promise<void> {
+    return this.#compressed.store(offset, from, options);
+  }
+
+  mapZeroes(offset: number, length: number, options: ZeroOptions): Promise<'done' | 'unsupported'> {
+    return this.#discard.mapZeroes(offset, length, options);
+  }
+
+  unmap(offset: number, length: number, reveal: 'zero' | 'backing'): Promise<'done' | 'unsupported'> {
+    return this.#discard.unmap(offset, length, reveal);
+  }
+
+  checkDataWrite(child: number, hostOffset: number, length: number): Pending {
+    return child === 0 ? this.#metadata.check(hostOffset, length) : undefined;
+  }
+
+  resize(virtualSize: number, preallocation: Preallocation | 'metadata'): Promise<void> {
+    return this.#resize.grow(virtualSize, preallocation);
+  }
+
+  info(): MaybePromise<FormatInfo> {
+    return describeImage(this.#state.file, this.#state.header, this.#options.snapshots, this.#state.name);
+  }
+
+  flush(): Pending {
+    if (this.readOnly) return undefined;
+    const { caches, dataGate } = this.#state;
+    const dirty = caches.l1.dirty || caches.l2.dirty || caches.refcountBlocks.dirty || caches.refcountTable.dirty;
+    if (dirty || this.#allocator.hasDropped || this.#state.hasDataFile) return this.#flush();
+    return dataGate.settle(dataGate.ticket());
+  }
+
+  async #flush(): Promise<void> {
+    await this.#writeTables(!this.#state.lazyRefcounts);
+    if (this.#allocator.hasDropped) await this.#state.metadata.run(() => this.#allocator.reap());
+  }
+
+  /** After a repair: everything that was read is stale. */
+  async #forget(): Promise<void> {
+    this.#state.resetCaches();
+    this.#allocator.forget();
+    this.#metadata.forget();
+  }
+
+  /** Everything that is dirty now, durable; each cache keeps its own order. */
+  async #writeTables(refcountsToo: boolean): Promise<void> {
+    const { caches, dataGate, fileGate } = this.#state;
+    const written: TableCache[] = [caches.l2, caches.l1];
+    if (refcountsToo) written.push(caches.refcountBlocks, caches.refcountTable);
+    for (const cache of written) await cache.writeBack();
+    const generations = written.map((cache) => cache.writtenGeneration);
+    await fileGate.settle(fileGate.ticket());
+    if (dataGate !== fileGate) await dataGate.settle(dataGate.ticket());
+    written.forEach((cache, i) => {
+      cache.noteFlushed(generations[i] as number);
+    });
+  }
+
+  async close(): Promise<void> {
+    if (this.readOnly) return;
+    await this.#flush();
+    await this.#writeTables(true);
+    // Compressed bytes may end anywhere; readers that ask for whole sectors must find them.
+    const { file, header } = this.#state;
+    if (file.size % 512 !== 0 && file.supports.truncate) await file.truncate(alignUp(file.size, 512));
+    for (const cache of Object.values(this.#state.caches) as TableCache[]) await cache.quiesce();
+    if (this.#state.lazyRefcounts && (header.incompatible & INCOMPATIBLE.dirty) !== 0n) {
+      await this.#state.setIncompatible(header.incompatible & ~INCOMPATIBLE.dirty);
+    }
+  }
+}
+
+function children(file: BlockNode, dataFile: BlockNode | undefined, backing: BlockNode | undefined): Child[] {
+  const all: Child[] = [{ role: 'file', name: 'file', node: file }];
+  if (dataFile !== undefined) all.push({ role: 'data', name: 'data-file', node: dataFile });
+  if (backing !== undefined) all.push({ role: 'backing', name: 'backing', node: backing });
+  return all;
+}

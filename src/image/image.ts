@@ -1,0 +1,269 @@
+/** The users' face over one opened image: promises, streams and iterables over its node.
+ *  Owns the closing of everything that was opened for it, and the guard of guessed raw images.
+ *  Invariant: an image whose format was guessed to be raw is never written so that the next probe finds another format. */
+import { BlockError } from '../base/errors.ts';
+import { Pacer, throwIfAborted } from '../base/job.ts';
+import { MiB } from '../base/sizes.ts';
+import { type Extent, ExtentList } from '../core/extent.ts';
+import type { CheckOptions, CheckResult, FormatDriver, FormatInfo, FormatNode, ImageEvent } from '../core/format.ts';
+import type { BlockNode } from '../core/node.ts';
+import type { WriteOptions, ZeroOptions } from '../core/store.ts';
+import type { EventHub } from './events.ts';
+import { probeBytes } from './probe.ts';
+
+export interface ReadableOptions {
+  /** Bytes. Default 0. */
+  readonly offset?: number;
+  /** Bytes. Default: to the end. */
+  readonly length?: number;
+  /** Bytes of one chunk. Default 1 MiB. */
+  readonly chunkSize?: number;
+  readonly signal?: AbortSignal;
+}
+
+export interface WritableOptions {
+  /** Where the first byte goes. Default 0. */
+  readonly offset?: number;
+}
+
+export interface ExtentsOptions {
+  /** Bytes. Default 0. */
+  readonly offset?: number | undefined;
+  /** Bytes, cut at the end of the disk. Default: to the end. */
+  readonly length?: number | undefined;
+  readonly signal?: AbortSignal | undefined;
+}
+
+/** What `openImage` hands over. */
+export interface ImageParts {
+  readonly node: BlockNode;
+  readonly name: string;
+  readonly format: string;
+  readonly readOnly: boolean;
+  /** The formats that were probed, when nothing but the one that matches everything did. */
+  readonly guessedAmong: readonly FormatDriver[] | undefined;
+  readonly backingName: string | undefined;
+  readonly hub: EventHub;
+  /** Everything that was opened by name. */
+  readonly files: readonly BlockNode[];
+}
+
+/** Bytes at the beginning that probing looks at. */
+const HEAD_BYTES = 2048;
+
+/** One opened image. Offsets and lengths are bytes of the guest disk. */
+export class Image implements AsyncDisposable {
+  /** The node behind it, for tools and servers. */
+  readonly node: BlockNode;
+  /** As it was given to `openImage`. */
+  readonly name: string;
+  /** Name of the format driver. */
+  readonly format: string;
+  readonly readOnly: boolean;
+  /** The name that the recorded backing file name means from here; `undefined` where there is none or it cannot be told. */
+  readonly backingName: string | undefined;
+  readonly #parts: ImageParts;
+  #closing: Promise<void> | undefined;
+
+  /** Made by `openImage`. */
+  constructor(parts: ImageParts) {
+    this.#parts = parts;
+    this.node = parts.node;
+    this.name = parts.name;
+    this.format = parts.format;
+    this.readOnly = parts.readOnly;
+    this.backingName = parts.backingName;
+  }
+
+  /** The format was not given, and nothing but `raw` matched: writes that would make it look like another format are refused. */
+  get probedRaw(): boolean {
+    return this.#parts.guessedAmong !== undefined;
+  }
+
+  /** Bytes. */
+  get virtualSize(): number {
+    return this.node.size;
+  }
+
+  /** Reads `length` bytes into a new buffer, or fills the given one.
+   *  @throws {@link BlockError} OUT_OF_RANGE past the end of the disk. */
+  async read(
+    offset: number,
+    into: number | Uint8Array,
+    options?: { readonly signal?: AbortSignal },
+  ): Promise<Uint8Array> {
+    if (typeof into !== 'number') {
+      await this.node.read(offset, into, options);
+      return into;
+    }
+    if (!Number.isSafeInteger(into) || into < 0 || into > this.virtualSize) {
+      throw new BlockError('OUT_OF_RANGE', `"${this.name}": read of ${into} bytes`, { reason: 'image.length' });
+    }
+    const bytes = new Uint8Array(into);
+    await this.node.read(offset, bytes, options);
+    return bytes;
+  }
+
+  /** Writes all of `bytes` or throws.
+   *  @throws {@link BlockError} READ_ONLY, OUT_OF_RANGE; ACCESS, reason `image.raw-signature`, when a guessed raw image would become another format. */
+  async write(offset: number, bytes: Uint8Array, options?: WriteOptions): Promise<void> {
+    await this.#guardSignature(offset, bytes);
+    await this.node.write(offset, bytes, options);
+  }
+
+  /** The range reads as zero afterwards. */
+  async writeZeroes(offset: number, length: number, options?: ZeroOptions): Promise<void> {
+    await this.node.writeZeroes(offset, length, options);
+  }
+
+  /** A hint: the range's content is no longer needed. */
+  async discard(offset: number, length: number): Promise<void> {
+    await this.node.discard(offset, length);
+  }
+
+  /** Everything written before is durable afterwards. */
+  async flush(): Promise<void> {
+    await this.node.flush();
+  }
+
+  /** Status of the range, in order; neighbours are one extent when they say the same and their places in the file continue. */
+  async *extents(options: ExtentsOptions = {}): AsyncGenerator<Extent, void, undefined> {
+    const size = this.virtualSize;
+    let at = options.offset ?? 0;
+    const end = Math.min(size, at + (options.length ?? size));
+    const list = new ExtentList(1024);
+    const pacer = new Pacer();
+    let held: Extent | undefined;
+    while (at < end) {
+      throwIfAborted(options.signal);
+      list.reset(at);
+      const pending = this.node.extents(at, end - at, list);
+      if (pending !== undefined) await pending;
+      if (list.end <= at) throw new BlockError('INTERNAL', `internal error: "${this.name}" has no status at ${at}`);
+      at = list.end;
+      for (const extent of list) {
+        const joined = held === undefined ? undefined : joinExtents(held, extent);
+        if (held !== undefined && joined === undefined) yield held;
+        held = joined ?? extent;
+      }
+      if (pacer.due) await pacer.pause(options.signal);
+    }
+    if (held !== undefined) yield held;
+  }
+
+  /** The disk's bytes as a Web Stream. */
+  readable(options: ReadableOptions = {}): ReadableStream<Uint8Array> {
+    const { chunkSize = MiB, signal } = options;
+    let at = options.offset ?? 0;
+    const end = options.length === undefined ? this.virtualSize : at + options.length;
+    return new ReadableStream<Uint8Array>(
+      {
+        pull: async (controller) => {
+          throwIfAborted(signal);
+          if (at < end) {
+            const bytes = new Uint8Array(Math.min(chunkSize, end - at));
+            await this.node.read(at, bytes);
+            at += bytes.length;
+            controller.enqueue(bytes);
+          }
+          if (at >= end) controller.close();
+        },
+      },
+      { highWaterMark: 1 },
+    );
+  }
+
+  /** Writes what comes, one chunk after the other; closing the stream flushes the image and leaves it open. */
+  writable(options: WritableOptions = {}): WritableStream<Uint8Array> {
+    let at = options.offset ?? 0;
+    return new WritableStream<Uint8Array>({
+      write: async (bytes) => {
+        await this.write(at, bytes);
+        at += bytes.length;
+      },
+      close: () => this.flush(),
+    });
+  }
+
+  /** Facts of this layer; `imageInfo` of the tools has more. */
+  async info(): Promise<FormatInfo> {
+    return this.#formatNode().info();
+  }
+
+  /** Checks this layer.
+   *  @throws {@link BlockError} UNSUPPORTED, reason `check.unsupported`. */
+  async check(options: CheckOptions = {}): Promise<CheckResult> {
+    const { check } = this.#formatNode();
+    if (check === undefined) {
+      throw new BlockError('UNSUPPORTED', `${this.format} "${this.name}": the format has no consistency check`, {
+        reason: 'check.unsupported',
+        details: { format: this.format },
+      });
+    }
+    return check.check(options);
+  }
+
+  /** Hears events of one type, or `'*'` for all. @returns stops it. */
+  on<T extends ImageEvent['type']>(type: T, listener: (event: Extract<ImageEvent, { type: T }>) => void): () => void;
+  on(type: '*', listener: (event: ImageEvent) => void): () => void;
+  on(type: string, listener: (event: never) => void): () => void {
+    return this.#parts.hub.on(type, listener as (event: ImageEvent) => void);
+  }
+
+  /** Flushes and closes the image and every file opened for it; idempotent. */
+  close(): Promise<void> {
+    this.#closing ??= this.#close();
+    return this.#closing;
+  }
+
+  [Symbol.asyncDispose](): Promise<void> {
+    return this.close();
+  }
+
+  async #close(): Promise<void> {
+    let failure: { readonly error: unknown } | undefined;
+    // The top first: it writes into the others while it closes.
+    for (const node of [this.node, ...[...this.#parts.files].reverse()]) {
+      try {
+        await node.close();
+      } catch (error) {
+        failure ??= { error };
+      }
+    }
+    if (failure !== undefined) throw failure.error;
+  }
+
+  #formatNode(): FormatNode {
+    const { format } = this.node;
+    if (format === undefined) throw new BlockError('INTERNAL', `internal error: "${this.name}" has no format`);
+    return format;
+  }
+
+  async #guardSignature(offset: number, bytes: Uint8Array): Promise<void> {
+    const { guessedAmong } = this.#parts;
+    if (guessedAmong === undefined || offset >= HEAD_BYTES || bytes.length === 0) return;
+    const head = new Uint8Array(Math.min(HEAD_BYTES, this.virtualSize));
+    await this.node.read(0, head);
+    head.set(bytes.subarray(0, Math.max(0, head.length - offset)), offset);
+    const found = probeBytes({ head, fileSize: this.virtualSize, name: this.name }, guessedAmong);
+    if (found === undefined || found.driver.name === this.format) return;
+    throw new BlockError(
+      'ACCESS',
+      `"${this.name}": the format was guessed to be ${this.format}, and this write would make it look like ${found.driver.name}; open it with format: '${this.format}' to allow it`,
+      { reason: 'image.raw-signature', details: { offset, format: found.driver.name, errno: 'EPERM' } },
+    );
+  }
+}
+
+/** Both as one, where nothing but their place differs and the places continue. */
+function joinExtents(a: Extent, b: Extent): Extent | undefined {
+  const same =
+    a.depth === b.depth &&
+    a.present === b.present &&
+    a.zero === b.zero &&
+    a.data === b.data &&
+    a.compressed === b.compressed &&
+    a.node === b.node &&
+    (a.hostOffset === undefined ? undefined : a.hostOffset + a.length) === b.hostOffset;
+  return same ? { ...a, length: a.length + b.length } : undefined;
+}

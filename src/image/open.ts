@@ -1,0 +1,315 @@
+/** The front door: opens an image, with the files it names as far as the caller allows.
+ *  Owns the walk down the chain: names, policy, cycles, depth, and closing everything again when it fails.
+ *  Invariants: only the top layer is ever writable (and its data file); a file that is already part of the path from the top
+ *  is never opened a second time; after a failure nothing that was opened here stays open. */
+import { BlockError, isBlockError } from '../base/errors.ts';
+import { throwIfAborted } from '../base/job.ts';
+import { type OptionsInput, resolveOptions } from '../base/options.ts';
+import { MiB } from '../base/sizes.ts';
+import type { Codecs } from '../codec/codecs.ts';
+import { createCodecs } from '../codec/create.ts';
+import type { FormatDriver, ImageEvent, OpenContext, Reference } from '../core/format.ts';
+import { mappedNode } from '../core/mapped-node.ts';
+import type { BlockNode } from '../core/node.ts';
+import type { ProtocolDriver } from '../core/protocol.ts';
+import type { SafetyRules } from '../core/safety.ts';
+import { CacheBudget } from '../core/table-cache.ts';
+import { EventHub } from './events.ts';
+import { Image } from './image.ts';
+import { probeFormat, requireFormat } from './probe.ts';
+import {
+  decideReference,
+  deniedReference,
+  protocolOf,
+  type ReferencePolicy,
+  type ReferenceTarget,
+  resolveReference,
+} from './references.ts';
+import { UnopenedNode } from './unopened-node.ts';
+
+const DEFAULT_DEPTH = 256;
+const DEFAULT_CACHE = 32 * MiB;
+
+/** Drivers and codecs that the library works with. The Node face has them preset. */
+export interface ImageDrivers {
+  /** In probe order: the first of equal scores wins. */
+  readonly formats: readonly FormatDriver[];
+  /** The first one opens names without a known prefix. */
+  readonly protocols: readonly ProtocolDriver[];
+  /** Compression, on worker threads for bulk; in this thread when not given. */
+  readonly codecs?: Codecs | undefined;
+}
+
+export interface OpenImageOptions extends ImageDrivers {
+  /** Format name (`qcow2`); probed when not given. */
+  readonly format?: string | undefined;
+  /** Default true. */
+  readonly readOnly?: boolean | undefined;
+  /** Open options of the format, by their TypeScript names. */
+  readonly options?: Readonly<Record<string, unknown>> | undefined;
+  /** Default `deny`. */
+  readonly references?: ReferencePolicy | undefined;
+  /** `false`: backing files stay unopened whatever `references` says (`info`, `check`). Default true. */
+  readonly openBacking?: boolean | undefined;
+  /** Backing files without a recorded format are probed, as qemu-img does. Default false: what a guest wrote into a raw
+   *  base could make it look like another format. */
+  readonly probeBacking?: boolean | undefined;
+  /** Layers at most, this one included. Default 256. */
+  readonly maxDepth?: number | undefined;
+  /** Bytes of tables kept in memory, over all layers. Default 32 MiB. */
+  readonly cacheBytes?: number | undefined;
+  /** No order of writes is kept and nothing is durable before the last flush. Default false. */
+  readonly unsafe?: boolean | undefined;
+  /** Opened to be checked or repaired: damage that `check` reports is no reason to refuse. Default false. */
+  readonly forCheck?: boolean | undefined;
+  /** Only facts are asked for (info): what guest data would need, a key for one, may be missing. Default false. */
+  readonly metadataOnly?: boolean | undefined;
+  /** What the image is called in messages, and where the names in it start from; the name of `source` when not given. */
+  readonly name?: string | undefined;
+  /** For the tests that prove each rule of the write path by its absence. */
+  readonly rules?: SafetyRules | undefined;
+  /** Aborts the opening. */
+  readonly signal?: AbortSignal | undefined;
+  /** Told of everything from the first moment on, warnings while opening included. */
+  readonly onEvent?: ((event: ImageEvent) => void) | undefined;
+}
+
+/** Opens an image. After a failure everything that was opened for it is closed again; a store that was passed in stays the caller's.
+ *  @param source a name, or an open store; the image then owns the store and closes it with itself.
+ *  @throws {@link BlockError} NOT_FOUND, ACCESS, WRONG_FORMAT, CORRUPT, UNSUPPORTED, REFERENCE_DENIED, CHAIN, …
+ *  `image.unknown-format` (details `{ format }`): no driver has that name; `image.not-recognised`: nothing matches and raw was not among the formats;
+ *  `image.backing` / `image.data-file` / `image.extent-file`: a file that the image names could not be opened (details `{ name, file, resolved }`, the
+ *  reason is `cause`); `reference.denied`, `reference.json`, `reference.unprobed`, `chain.cycle`, `chain.depth`. */
+export async function openImage(source: string | BlockNode, options: OpenImageOptions): Promise<Image> {
+  const opening = new Opening(options);
+  try {
+    return await opening.run(source);
+  } catch (error) {
+    await opening.closeAll();
+    throw error;
+  }
+}
+
+/** One image on the path from the top to the layer that is being opened. */
+interface Layer {
+  readonly name: string;
+  /** Protocol and name, for telling files apart where the protocol has no identities. */
+  readonly key: string;
+  readonly identity: string | undefined;
+  readonly file: BlockNode;
+  readonly readOnly: boolean;
+  readonly depth: number;
+  readonly above: Layer | undefined;
+}
+
+class Opening {
+  readonly #options: OpenImageOptions;
+  readonly #policy: ReferencePolicy;
+  readonly #budget: CacheBudget;
+  readonly #codecs: Codecs;
+  readonly #hub = new EventHub();
+  /** Everything opened by name, in that order. */
+  readonly #opened: BlockNode[] = [];
+  #backingName: string | undefined;
+
+  constructor(options: OpenImageOptions) {
+    this.#options = options;
+    this.#policy = options.references ?? 'deny';
+    this.#budget = new CacheBudget(options.cacheBytes ?? DEFAULT_CACHE);
+    this.#codecs = options.codecs ?? createCodecs({ workers: 0 });
+    if (options.onEvent !== undefined) this.#hub.on('*', options.onEvent);
+  }
+
+  async run(source: string | BlockNode): Promise<Image> {
+    const { format, formats, forCheck, unsafe, options } = this.#options;
+    const readOnly = this.#options.readOnly ?? true;
+    const name = this.#options.name ?? (typeof source === 'string' ? source : source.name);
+    const known = format === undefined ? undefined : requireFormat(format, name, formats);
+    const layer = await this.#topLayer(source, name, readOnly);
+    const probed = known === undefined ? await probeFormat(layer.file, name, formats) : undefined;
+    const driver = known ?? (probed as { readonly driver: FormatDriver }).driver;
+    const node = await this.#openLayer(layer, driver, options ?? {}, forCheck === true, unsafe === true);
+    return new Image({
+      node,
+      name,
+      format: driver.name,
+      readOnly,
+      guessedAmong: probed?.guessed === true ? formats : undefined,
+      backingName: this.#backingName,
+      hub: this.#hub,
+      files: this.#opened,
+    });
+  }
+
+  /** Closes what was opened, last first; the failure that brought us here is the one to tell. */
+  async closeAll(): Promise<void> {
+    for (const node of this.#opened.reverse()) {
+      try {
+        await node.close();
+      } catch {
+        // It was opened for an image that nobody gets.
+      }
+    }
+  }
+
+  async #topLayer(source: string | BlockNode, name: string, readOnly: boolean): Promise<Layer> {
+    const common = { name, readOnly, depth: 1, above: undefined };
+    if (typeof source !== 'string') {
+      const status = await source.status?.();
+      return { ...common, key: keyOf('', name), identity: status?.identity, file: source };
+    }
+    const protocol = protocolOf(source, this.#options.protocols);
+    const { file, identity } = await this.#openFile(protocol, source, readOnly);
+    return { ...common, key: keyOf(protocol.name, source), identity, file };
+  }
+
+  async #openFile(
+    protocol: ProtocolDriver,
+    name: string,
+    readOnly: boolean,
+  ): Promise<{ file: BlockNode; identity: string | undefined }> {
+    throwIfAborted(this.#options.signal);
+    const { signal, unsafe } = this.#options;
+    const file = await protocol.open(name, { readOnly, unsafe: !readOnly && unsafe === true, signal });
+    this.#opened.push(file);
+    const status = await file.status?.();
+    return { file, identity: status?.identity };
+  }
+
+  async #openLayer(
+    layer: Layer,
+    driver: FormatDriver,
+    options: Readonly<Record<string, unknown>>,
+    forCheck: boolean,
+    unsafe: boolean,
+  ): Promise<BlockNode> {
+    const { signal, metadataOnly, rules } = this.#options;
+    throwIfAborted(signal);
+    const context: OpenContext = {
+      file: layer.file,
+      name: layer.name,
+      readOnly: layer.readOnly,
+      forCheck,
+      metadataOnly: metadataOnly === true,
+      unsafe,
+      ...(rules === undefined ? {} : { rules }),
+      cache: this.#budget,
+      codecs: this.#codecs,
+      openReference: (reference) => this.#follow(reference, layer),
+      report: (event) => this.#hub.emit(event),
+      signal,
+    };
+    const format = await driver.open(
+      context,
+      resolveOptions(driver.openOptions, options as OptionsInput<FormatDriver['openOptions']>),
+    );
+    return mappedNode(format, { name: layer.name, ...(rules === undefined ? {} : { rules }) });
+  }
+
+  /** The one way from an image to another file. */
+  async #follow(reference: Reference, from: Layer): Promise<BlockNode> {
+    if (reference.role === 'backing' && this.#options.openBacking === false) return this.#leaveBacking(reference, from);
+    const target = resolveReference(reference, from.name, this.#options.protocols);
+    if (reference.role === 'backing' && from.depth === 1) this.#backingName = target.resolved;
+    const asked = { ...reference, resolved: target.resolved, from: from.name };
+    if (decideReference(this.#policy, asked) === 'leave') {
+      return new UnopenedNode(target.resolved, () => deniedReference(asked, "references: 'layer-only'"));
+    }
+    try {
+      return await this.#openReference(reference, target, from);
+    } catch (error) {
+      throw referenceError(error, reference, target, from);
+    }
+  }
+
+  /** The name may be anything, even one that could never be opened: nobody asks for it. */
+  #leaveBacking(reference: Reference, from: Layer): BlockNode {
+    let resolved: string | undefined;
+    try {
+      resolved = resolveReference(reference, from.name, this.#options.protocols).resolved;
+    } catch (error) {
+      if (!isBlockError(error)) throw error;
+    }
+    if (from.depth === 1) this.#backingName = resolved;
+    const asked = { ...reference, resolved: resolved ?? reference.name, from: from.name };
+    return new UnopenedNode(asked.resolved, () => deniedReference(asked, 'openBacking: false'));
+  }
+
+  async #openReference(reference: Reference, target: ReferenceTarget, from: Layer): Promise<BlockNode> {
+    const { protocol, resolved } = target;
+    const isLayer = reference.role === 'backing';
+    const depth = isLayer ? from.depth + 1 : from.depth;
+    const limit = this.#options.maxDepth ?? DEFAULT_DEPTH;
+    if (depth > limit) {
+      throw new BlockError(
+        'CHAIN',
+        `"${from.name}": the backing chain is deeper than ${limit} layers (option maxDepth)`,
+        {
+          reason: 'chain.depth',
+          details: { depth, maxDepth: limit, name: resolved },
+        },
+      );
+    }
+    const key = keyOf(protocol.name, resolved);
+    requireNew(from, key, (await protocol.status?.(resolved))?.identity, resolved);
+    const readOnly = isLayer || reference.readOnly || from.readOnly;
+    const { file, identity } = await this.#openFile(protocol, resolved, readOnly);
+    requireNew(from, key, identity, resolved);
+    if (!isLayer && reference.format === undefined) return file;
+    const layer: Layer = { name: resolved, key, identity, file, readOnly, depth, above: from };
+    const node = await this.#openLayer(layer, await this.#layerFormat(reference, layer), {}, false, false);
+    this.#opened.push(node);
+    return node;
+  }
+
+  async #layerFormat(reference: Reference, layer: Layer): Promise<FormatDriver> {
+    const { formats, probeBacking } = this.#options;
+    if (reference.format !== undefined && reference.format !== '') {
+      return requireFormat(reference.format, layer.name, formats);
+    }
+    if (probeBacking === true) return (await probeFormat(layer.file, layer.name, formats)).driver;
+    throw new BlockError(
+      'REFERENCE_DENIED',
+      `"${layer.name}": the image above it does not record its format, and probing a backing file is unsafe; pass probeBacking: true to allow it`,
+      { reason: 'reference.unprobed', details: { name: layer.name } },
+    );
+  }
+}
+
+function keyOf(protocol: string, name: string): string {
+  return `${protocol}\0${name}`;
+}
+
+/** @throws CHAIN when the file is already part of the path to the top. */
+function requireNew(from: Layer, key: string, identity: string | undefined, name: string): void {
+  for (let at: Layer | undefined = from; at !== undefined; at = at.above) {
+    if (at.key === key || (identity !== undefined && at.identity === identity)) {
+      throw new BlockError(
+        'CHAIN',
+        `"${from.name}": refers to "${name}", which is "${at.name}" again: the chain is a loop`,
+        {
+          reason: 'chain.cycle',
+          details: { name, from: from.name, again: at.name },
+        },
+      );
+    }
+  }
+}
+
+const ROLE_WORDS = {
+  backing: { reason: 'image.backing', words: 'backing file' },
+  data: { reason: 'image.data-file', words: 'data file' },
+  extent: { reason: 'image.extent-file', words: 'extent file' },
+} as const;
+
+/** Says which image wanted the file; refusals and loops speak for themselves. */
+function referenceError(error: unknown, reference: Reference, target: ReferenceTarget, from: Layer): unknown {
+  if (!isBlockError(error)) return error;
+  if (error.code === 'REFERENCE_DENIED' || error.code === 'CHAIN' || error.code === 'ABORTED') return error;
+  const { reason, words } = ROLE_WORDS[reference.role];
+  return new BlockError(error.code, `"${from.name}": could not open ${words} "${reference.name}": ${error.message}`, {
+    reason,
+    details: { name: reference.name, resolved: target.resolved, file: from.name, errno: error.details.errno },
+    cause: error,
+  });
+}

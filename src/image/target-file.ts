@@ -1,0 +1,153 @@
+/** A new file for an image: written beside its place, put there at the end. Owns temporary names.
+ *  Invariants: an existing regular file is untouched until `commit`; after `discard` no temporary file is left;
+ *  devices, pipes, and stores whose protocol cannot rename are written in place, and `inPlace` says so. */
+import { BlockError, isBlockError } from '../base/errors.ts';
+import { throwIfAborted } from '../base/job.ts';
+import type { BlockNode } from '../core/node.ts';
+import type { CreateFileOptions, FileStatus, ProtocolDriver } from '../core/protocol.ts';
+
+/** Temporary names tried before giving up: leftovers of killed programs keep theirs. */
+const MAX_NAMES = 100;
+
+export interface TargetFileOptions {
+  /** Fail with EXISTS when something is there. */
+  readonly exclusive?: boolean | undefined;
+  /** Nothing need be durable, not even at the end. */
+  readonly unsafe?: boolean | undefined;
+  readonly signal?: AbortSignal | undefined;
+}
+
+export class TargetFile {
+  /** Where the file shall be. */
+  readonly name: string;
+  /** Open for writing. */
+  readonly file: BlockNode;
+  /** The file at `name` itself is being written. */
+  readonly inPlace: boolean;
+  /** What was there before. */
+  readonly before: FileStatus | undefined;
+  readonly #protocol: ProtocolDriver;
+  readonly #temporary: string | undefined;
+  /** Where the temporary file goes in the end: `name`, or where that leads. */
+  readonly #place: string;
+
+  private constructor(
+    protocol: ProtocolDriver,
+    name: string,
+    file: BlockNode,
+    before: FileStatus | undefined,
+    temporary: string | undefined,
+    place: string,
+  ) {
+    this.#protocol = protocol;
+    this.name = name;
+    this.file = file;
+    this.before = before;
+    this.#temporary = temporary;
+    this.#place = place;
+    this.inPlace = temporary === undefined;
+  }
+
+  /** @throws {@link BlockError} EXISTS, ACCESS, READ_ONLY, NOT_FOUND (directory), UNSUPPORTED (`target.create`), INVALID_ARGUMENT (a directory). */
+  static async open(protocol: ProtocolDriver, name: string, options: TargetFileOptions = {}): Promise<TargetFile> {
+    throwIfAborted(options.signal);
+    if (protocol.create === undefined) {
+      throw new BlockError('UNSUPPORTED', `"${name}": ${protocol.name} cannot create files`, {
+        reason: 'target.create',
+        details: { name, protocol: protocol.name },
+      });
+    }
+    const before = await protocol.status?.(name);
+    if (before !== undefined && options.exclusive === true) {
+      throw new BlockError('EXISTS', `"${name}": there is something already`, {
+        reason: 'target.exists',
+        details: { name, errno: 'EEXIST' },
+      });
+    }
+    if (before?.kind === 'directory') {
+      throw new BlockError('INVALID_ARGUMENT', `could not create "${name}": is a directory`, {
+        reason: 'target.directory',
+        details: { name, errno: 'EISDIR' },
+      });
+    }
+    const { signal, unsafe } = options;
+    if (before !== undefined && before.kind !== 'file') {
+      // A pipe is created, not opened: opening is for what can be read as well.
+      const file =
+        before.kind === 'pipe'
+          ? await protocol.create(name, { signal })
+          : await protocol.open(name, { readOnly: false, unsafe, signal });
+      return new TargetFile(protocol, name, file, before, undefined, name);
+    }
+    if (protocol.rename === undefined || protocol.remove === undefined) {
+      const file = await protocol.create(name, { unsafe, signal });
+      return new TargetFile(protocol, name, file, before, undefined, name);
+    }
+    // Replacing a file that may not be written would be possible, and wrong.
+    if (before !== undefined) await (await protocol.open(name, { readOnly: false, unsafe: true, signal })).close();
+    const place = before?.realName ?? name;
+    const like = before === undefined ? undefined : place;
+    const { file, temporary } = await createTemporary(protocol, place, { like, unsafe, signal });
+    return new TargetFile(protocol, name, file, before, temporary, place);
+  }
+
+  /** Closes the file and puts it in its place. */
+  async commit(): Promise<void> {
+    try {
+      await this.file.close();
+      if (this.#temporary !== undefined) await this.#protocol.rename?.(this.#temporary, this.#place);
+    } catch (error) {
+      await this.discard();
+      throw error;
+    }
+  }
+
+  /** Gives up: closes the file and removes it where it is only ours. Tells no error: another one is being told. */
+  async discard(): Promise<void> {
+    try {
+      await this.file.close();
+    } catch {
+      // What could not be written is thrown away anyway.
+    }
+    if (this.#temporary === undefined) return;
+    try {
+      await this.#protocol.remove?.(this.#temporary);
+    } catch {
+      // It stays as a hidden file; the error that led here is more important.
+    }
+  }
+}
+
+async function createTemporary(
+  protocol: ProtocolDriver,
+  name: string,
+  options: Omit<CreateFileOptions, 'exclusive'>,
+): Promise<{ file: BlockNode; temporary: string }> {
+  const create = protocol.create as NonNullable<ProtocolDriver['create']>;
+  for (let attempt = 1; ; attempt++) {
+    const temporary = protocol.resolve(name, `.${baseName(name)}.part${attempt}`);
+    try {
+      const file = await create(temporary, { ...options, exclusive: true });
+      return { file, temporary };
+    } catch (error) {
+      if (attempt >= MAX_NAMES || !isBlockError(error) || error.code !== 'EXISTS') throw forTarget(error, name);
+    }
+  }
+}
+
+/** The user knows the target, not the temporary name. */
+function forTarget(error: unknown, name: string): unknown {
+  if (!isBlockError(error)) return error;
+  const text = error.message.slice(error.message.lastIndexOf(': ') + 2);
+  return new BlockError(error.code, `could not create "${name}": ${text}`, {
+    reason: error.reason ?? 'target.create',
+    details: { ...error.details, name },
+    cause: error,
+  });
+}
+
+/** The last part of a name, short enough that a temporary name made of it is no longer than names may be. */
+function baseName(name: string): string {
+  const last = name.slice(Math.max(name.lastIndexOf('/'), name.lastIndexOf('\\'), name.indexOf(':')) + 1);
+  return last.length > 64 ? last.slice(0, 64) : last;
+}

@@ -1,0 +1,83 @@
+/** The isomorphic face: everything that needs no particular runtime. Formats and protocols are passed in by the caller; the Node face
+ *  has them preset. Nothing here does anything when it is imported. */
+export { BlockError, type BlockErrorOptions, type ErrorCode, type ErrorDetails, isBlockError } from './base/errors.ts';
+export type { JobOptions, Progress } from './base/job.ts';
+export {
+  bool,
+  choice,
+  defineOptions,
+  formatOptionHelp,
+  int,
+  type OptionDef,
+  type OptionSchema,
+  type OptionsInput,
+  type OptionsOf,
+  parseOptions,
+  resolveOptions,
+  size,
+  splitOptionString,
+  text,
+} from './base/options.ts';
+export { formatSize, GiB, KiB, MiB, parseSize, TiB } from './base/sizes.ts';
+export type { Codecs } from './codec/codecs.ts';
+export { type CodecsOptions, createCodecs } from './codec/create.ts';
+export { type Extent, ExtentList } from './core/extent.ts';
+export {
+  type CheckFinding,
+  type CheckFix,
+  type CheckOptions,
+  type CheckResult,
+  type CreateContext,
+  defineFormat,
+  type FormatCapabilities,
+  type FormatDriver,
+  type FormatInfo,
+  type FormatNode,
+  type ImageEvent,
+  type Measurement,
+  type OpenContext,
+  type ProbeInput,
+  type Reference,
+  type SnapshotInfo,
+  type WritePlan,
+} from './core/format.ts';
+export { type BlockNode, backingChain, type Child, type ChildRole } from './core/node.ts';
+export type { CreateFileOptions, FileStatus, OpenFileOptions, ProtocolDriver } from './core/protocol.ts';
+export { type Run, type RunKind, RunList } from './core/run.ts';
+export {
+  BaseStore,
+  type ByteStore,
+  DEFAULT_LIMITS,
+  type IoOptions,
+  type Preallocation,
+  type StoreLimits,
+  type StoreStatus,
+  type StoreSupports,
+  type TruncateOptions,
+  type WriteOptions,
+  type ZeroOptions,
+} from './core/store.ts';
+export {
+  type BackingChoice,
+  type CreateImageOptions,
+  type CreatePlan,
+  createImage,
+  planCreate,
+} from './image/create.ts';
+export { type ExtentsOptions, Image, type ReadableOptions, type WritableOptions } from './image/image.ts';
+export { type ImageDrivers, type OpenImageOptions, openImage } from './image/open.ts';
+export type { ReferencePolicy, ResolvedReference } from './image/references.ts';
+export { MemoryStore, type MemoryStoreOptions } from './storage/memory.ts';
+export { type CheckImageOptions, type CheckReport, checkImage } from './tools/check.ts';
+export { type CompareOptions, type CompareResult, compareImages } from './tools/compare.ts';
+export {
+  type CacheMode,
+  type ConvertOptions,
+  type ConvertResult,
+  type ConvertSource,
+  type ConvertTarget,
+  convertImage,
+} from './tools/convert.ts';
+export { type BackingInfo, type ChildInfo, chainInfo, type ImageInfo, imageInfo } from './tools/info.ts';
+export { type MapOptions, mapImage } from './tools/map.ts';
+export { type MeasureOptions, measureImage } from './tools/measure.ts';

@@ -1,0 +1,157 @@
+/** The Node face: the isomorphic one with formats, the file protocol and compression on worker threads preset.
+ *  Images are named by paths, `file:` URLs or open stores. Every preset can be overridden by the option of the same name. */
+import { fileURLToPath } from 'node:url';
+import type { Codecs } from './codec/codecs.ts';
+import { createCodecs } from './codec/create.ts';
+import type { Extent } from './core/extent.ts';
+import type { Measurement } from './core/format.ts';
+import type { BlockNode } from './core/node.ts';
+import type { ByteStore } from './core/store.ts';
+import { ALL_FORMATS } from './formats/all.ts';
+import * as create from './image/create.ts';
+import { Image } from './image/image.ts';
+import * as open from './image/open.ts';
+import { fileProtocol } from './storage/file.ts';
+import * as check from './tools/check.ts';
+import * as compare from './tools/compare.ts';
+import * as convert from './tools/convert.ts';
+import * as info from './tools/info.ts';
+import * as map from './tools/map.ts';
+import * as measure from './tools/measure.ts';
+
+export { ALL_FORMATS } from './formats/all.ts';
+export { qcow2 } from './formats/qcow2/driver.ts';
+export { raw } from './formats/raw/driver.ts';
+export * from './index.ts';
+export { fileProtocol } from './storage/file.ts';
+
+/** The same options, with drivers and codecs preset. */
+export type Preset<T> = Omit<T, keyof open.ImageDrivers> & Partial<open.ImageDrivers>;
+
+/** A path, or a `file:` URL. */
+export type FileName = string | URL;
+
+let sharedCodecs: Codecs | undefined;
+
+/** One set of worker threads for the whole process; none is started before there is bulk work, and idle ones do not keep the process alive. */
+function presets(): open.ImageDrivers {
+  sharedCodecs ??= createCodecs();
+  return { formats: ALL_FORMATS, protocols: [fileProtocol], codecs: sharedCodecs };
+}
+
+function pathOf(name: FileName): string {
+  return typeof name === 'string' ? name : fileURLToPath(name);
+}
+
+function sourceOf<T extends object>(source: FileName | T): string | T {
+  return typeof source === 'string' || source instanceof URL ? pathOf(source) : source;
+}
+
+/** Opens an image: a path, a `file:` URL or an open store.
+ *  @throws {@link BlockError} as the isomorphic `openImage`. */
+export function openImage(source: FileName | BlockNode, options: Preset<open.OpenImageOptions> = {}): Promise<Image> {
+  return open.openImage(sourceOf<BlockNode>(source), { ...presets(), ...options });
+}
+
+/** Creates an image, replacing a file of that name unless `exclusive`.
+ *  @throws {@link BlockError} as `planCreate`. */
+export function createImage(target: FileName | ByteStore, options: Preset<create.CreateImageOptions>): Promise<void> {
+  return create.createImage(sourceOf<ByteStore>(target), { ...presets(), ...options });
+}
+
+/** Checks what can be checked before creating an image.
+ *  @throws {@link BlockError} as the isomorphic `planCreate`. */
+export function planCreate(
+  target: FileName | ByteStore,
+  options: Preset<create.CreateImageOptions>,
+): Promise<create.CreatePlan> {
+  return create.planCreate(sourceOf<ByteStore>(target), { ...presets(), ...options });
+}
+
+/** Facts of one layer.
+ *  @throws {@link BlockError} as `openImage`. */
+export function imageInfo(
+  source: FileName | Image,
+  options: Preset<open.OpenImageOptions> = {},
+): Promise<info.ImageInfo> {
+  return info.imageInfo(sourceOf<Image>(source), { ...presets(), ...options });
+}
+
+/** Facts of every layer, top first.
+ *  @throws {@link BlockError} as the isomorphic `chainInfo`. */
+export function chainInfo(source: FileName, options: Preset<open.OpenImageOptions> = {}): Promise<info.ImageInfo[]> {
+  return info.chainInfo(pathOf(source), { ...presets(), ...options });
+}
+
+/** Extents of an image, which is opened and closed here when it is given by name.
+ *  @throws {@link BlockError} as `openImage` and the isomorphic `mapImage`. */
+export async function* mapImage(
+  source: FileName | Image,
+  options: map.MapOptions & Preset<open.OpenImageOptions> = {},
+): AsyncGenerator<Extent, void, undefined> {
+  const { start, length, ...opening } = options;
+  await using opened = await Opened.of(source, opening);
+  yield* map.mapImage(opened.image, { start, length, signal: options.signal });
+}
+
+/** Compares two images, which are opened and closed here when they are given by name.
+ *  @throws {@link BlockError} as `openImage` and the isomorphic `compareImages`. */
+export async function compareImages(
+  a: FileName | Image,
+  b: FileName | Image,
+  options: compare.CompareOptions & Preset<open.OpenImageOptions> = {},
+): Promise<compare.CompareResult> {
+  const { strict, onProgress, ...opening } = options;
+  await using first = await Opened.of(a, opening);
+  await using second = await Opened.of(b, opening);
+  return await compare.compareImages(first.image, second.image, options);
+}
+
+/** Checks, and with `fix` repairs, an image.
+ *  @throws {@link BlockError} as the isomorphic `checkImage`. */
+export function checkImage(name: FileName, options: Preset<check.CheckImageOptions> = {}): Promise<check.CheckReport> {
+  return check.checkImage(pathOf(name), { ...presets(), ...options });
+}
+
+/** Space that a new image would need.
+ *  @throws {@link BlockError} as the isomorphic `measureImage`. */
+export function measureImage(options: Preset<measure.MeasureOptions>): Promise<Measurement> {
+  return measure.measureImage({ ...presets(), ...options });
+}
+
+/** Converts one or more images into another one.
+ *  @throws {@link BlockError} as the isomorphic `convertImage`. */
+export function convertImage(
+  sources: FileName | Image | readonly (FileName | Image | convert.ConvertSource)[],
+  target: FileName | convert.ConvertTarget,
+  options: Preset<convert.ConvertOptions> = {},
+): Promise<convert.ConvertResult> {
+  const list = Array.isArray(sources)
+    ? (sources as readonly (FileName | Image | convert.ConvertSource)[])
+    : [sources as FileName | Image];
+  return convert.convertImage(
+    list.map((source) => sourceOf<Image | convert.ConvertSource>(source)),
+    typeof target === 'string' || target instanceof URL ? { name: pathOf(target) } : target,
+    { ...presets(), ...options },
+  );
+}
+
+/** An image for one call: closed afterwards when it was opened for it. */
+class Opened implements AsyncDisposable {
+  readonly image: Image;
+  readonly #ours: boolean;
+
+  private constructor(image: Image, ours: boolean) {
+    this.image = image;
+    this.#ours = ours;
+  }
+
+  static async of(source: FileName | Image, options: Preset<open.OpenImageOptions>): Promise<Opened> {
+    if (source instanceof Image) return new Opened(source, false);
+    return new Opened(await openImage(source, options), true);
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    if (this.#ours) await this.image.close();
+  }
+}

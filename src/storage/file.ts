@@ -1,0 +1,192 @@
+/** The `file` protocol: names of the local file system (Node). Owns what a name means, which store fits what stands there,
+ *  and creating, renaming and removing files.
+ *  Invariants: nothing is opened before it is known not to be a pipe or directory (opening a pipe waits for its other end);
+ *  an existing file is emptied only after it was opened. */
+import {
+  type BigIntStats,
+  closeSync,
+  constants,
+  fstatSync,
+  ftruncateSync,
+  openSync,
+  open as openWithCallback,
+  promises,
+  statSync,
+  write as writeWithCallback,
+} from 'node:fs';
+import { BlockError, fromSystemError } from '../base/errors.ts';
+import { throwIfAborted } from '../base/job.ts';
+import type { BlockNode } from '../core/node.ts';
+import type { CreateFileOptions, FileStatus, OpenFileOptions, ProtocolDriver } from '../core/protocol.ts';
+import { BlockDeviceStore, deviceIdentity, sizeFromSysfs } from './block-device.ts';
+import { FileStore } from './file-store.ts';
+import { ForwardSink, type ForwardTarget } from './forward-sink.ts';
+
+export { BlockDeviceStore } from './block-device.ts';
+export { FileStore } from './file-store.ts';
+
+const SCHEME = 'file:';
+/** Mode of new files, before the umask; as qemu-img creates them. */
+const CREATE_MODE = 0o644;
+
+export const fileProtocol: ProtocolDriver = {
+  name: 'file',
+  schemes: ['file'],
+  open,
+  create,
+  status,
+  rename,
+  remove,
+  resolve: (base, relative) => resolveFileName(base, relative),
+};
+
+/** The path behind a name of this protocol. */
+function pathOf(name: string): string {
+  return name.startsWith(SCHEME) ? name.slice(SCHEME.length) : name;
+}
+
+async function open(name: string, options: OpenFileOptions): Promise<BlockNode> {
+  throwIfAborted(options.signal);
+  const path = pathOf(name);
+  const doing = `could not open "${path}"`;
+  const before = attempt(doing, name, () => statSync(path, { bigint: true }));
+  requireDataKind(kindOf(before), doing, name, false);
+  const access = options.readOnly ? constants.O_RDONLY : constants.O_RDWR;
+  const fd = attempt(doing, name, () => openSync(path, access));
+  return storeFor(fd, name, options.readOnly, doing, false);
+}
+
+async function create(name: string, options: CreateFileOptions): Promise<BlockNode> {
+  throwIfAborted(options.signal);
+  const path = pathOf(name);
+  const doing = `could not create "${path}"`;
+  const before = attempt(doing, name, () => statSync(path, { bigint: true, throwIfNoEntry: false }));
+  if (before !== undefined && options.exclusive !== true) {
+    const kind = kindOf(before);
+    requireDataKind(kind, doing, name, true);
+    if (kind === 'pipe') return openPipe(name, doing);
+  }
+  const flags = constants.O_RDWR + constants.O_CREAT + (options.exclusive === true ? constants.O_EXCL : 0);
+  const fd = attempt(doing, name, () => openSync(path, flags, CREATE_MODE));
+  return storeFor(fd, name, false, doing, true);
+}
+
+async function status(name: string): Promise<FileStatus | undefined> {
+  const path = pathOf(name);
+  const doing = `could not look at "${path}"`;
+  const stat = attempt(doing, name, () => statSync(path, { bigint: true, throwIfNoEntry: false }));
+  if (stat === undefined) return undefined;
+  const kind = kindOf(stat);
+  if (kind === 'device') return { kind, size: sizeFromSysfs(stat.rdev) ?? 0, identity: deviceIdentity(stat) };
+  return { kind, size: kind === 'file' ? Number(stat.size) : 0, identity: `${stat.dev}:${stat.ino}` };
+}
+
+async function rename(from: string, to: string): Promise<void> {
+  const [source, target] = [pathOf(from), pathOf(to)];
+  try {
+    await promises.rename(source, target);
+  } catch (error) {
+    throw fromSystemError(error, `could not rename "${source}" to "${target}"`, { name: from, path: source, to });
+  }
+}
+
+async function remove(name: string): Promise<void> {
+  const path = pathOf(name);
+  try {
+    await promises.unlink(path);
+  } catch (error) {
+    throw fromSystemError(error, `could not remove "${path}"`, { name, path });
+  }
+}
+
+/** The name that `relative`, found in the file `base`, means: absolute names and names with the prefix stand for themselves,
+ *  others are put behind the directory part of `base`, letter by letter (`..` stays, as qemu-img shows it).
+ *  @param windows backslashes separate as well and `C:` begins an absolute name */
+export function resolveFileName(base: string, relative: string, windows = process.platform === 'win32'): string {
+  if (relative.startsWith(SCHEME)) return relative;
+  if (relative.startsWith('/')) return relative;
+  if (windows && (relative.startsWith('\\') || /^[a-zA-Z]:/.test(relative))) return relative;
+  const path = pathOf(base);
+  let end = path.lastIndexOf('/') + 1;
+  if (windows) end = Math.max(end, path.lastIndexOf('\\') + 1, /^[a-zA-Z]:/.test(path) ? 2 : 0);
+  const joined = path.slice(0, end) + relative;
+  // a colon in the first part would make a protocol of it (not of a drive letter)
+  const first = joined.split('/', 1)[0] as string;
+  if (!first.includes(':') || (windows && /^[a-zA-Z]:[^:]*$/.test(first))) return joined;
+  return `./${joined}`;
+}
+
+function kindOf(stat: BigIntStats): FileStatus['kind'] {
+  if (stat.isFile()) return 'file';
+  if (stat.isDirectory()) return 'directory';
+  if (stat.isBlockDevice() || stat.isCharacterDevice()) return 'device';
+  return stat.isFIFO() ? 'pipe' : 'other';
+}
+
+/** @throws {@link BlockError} for what cannot hold an image. */
+function requireDataKind(kind: FileStatus['kind'], doing: string, name: string, pipes: boolean): void {
+  if (kind === 'file' || kind === 'device' || (pipes && kind === 'pipe')) return;
+  const what = { directory: 'it is a directory', pipe: 'it is a pipe', other: 'it is neither a file nor a device' }[
+    kind
+  ];
+  throw new BlockError('INVALID_ARGUMENT', `${doing}: a regular file is needed, ${what}`, {
+    reason: 'file.not-regular',
+    details: { name, path: pathOf(name), errno: kind === 'directory' ? 'EISDIR' : 'EINVAL', kind },
+  });
+}
+
+function attempt<T>(doing: string, name: string, body: () => T): T {
+  try {
+    return body();
+  } catch (error) {
+    throw fromSystemError(error, doing, { name, path: pathOf(name) });
+  }
+}
+
+/** Wraps an open descriptor by what it turned out to be; closes it when that fails. */
+function storeFor(fd: number, name: string, readOnly: boolean, doing: string, empty: boolean): BlockNode {
+  const path = pathOf(name);
+  try {
+    const stat = fstatSync(fd, { bigint: true });
+    const kind = kindOf(stat);
+    requireDataKind(kind, doing, name, false);
+    if (kind === 'device') {
+      return new BlockDeviceStore(fd, { name: path, readOnly, character: stat.isCharacterDevice() });
+    }
+    if (empty && stat.size > 0n) ftruncateSync(fd, 0);
+    return new FileStore(fd, { name: path, readOnly });
+  } catch (error) {
+    closeSync(fd);
+    throw fromSystemError(error, doing, { name, path });
+  }
+}
+
+/** A pipe takes bytes in order. It is opened in the pool, because that waits for the reader. */
+function openPipe(name: string, doing: string): Promise<BlockNode> {
+  const path = pathOf(name);
+  return new Promise((resolve, reject) => {
+    openWithCallback(path, constants.O_WRONLY, (error, fd) => {
+      if (error === null) resolve(new ForwardSink(pipeTarget(fd, path), { name: path }));
+      else reject(fromSystemError(error, doing, { name, path }));
+    });
+  });
+}
+
+function pipeTarget(fd: number, path: string): ForwardTarget {
+  const send = (chunk: Uint8Array, start: number): Promise<number> =>
+    new Promise((resolve, reject) => {
+      writeWithCallback(fd, chunk, start, chunk.length - start, null, (error, count) => {
+        if (error === null) resolve(count);
+        else reject(fromSystemError(error, `could not write to "${path}"`, { name: path }));
+      });
+    });
+  return {
+    async write(chunk) {
+      let done = 0;
+      while (done < chunk.length) done += await send(chunk, done);
+    },
+    async end() {
+      closeSync(fd);
+    },
+  };
+}

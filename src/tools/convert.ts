@@ -1,0 +1,255 @@
+/** Copies disk contents from one or more images into another one: checks, sources, target, and their end.
+ *  Invariants: everything that can be refused is refused before the target is touched; inputs are never written; at the end, good or
+ *  bad, everything that was opened here is closed. */
+import { BlockError } from '../base/errors.ts';
+import type { JobOptions } from '../base/job.ts';
+import { MiB } from '../base/sizes.ts';
+import { backingChain } from '../core/node.ts';
+import type { BackingChoice, CreatePlan } from '../image/create.ts';
+import { Image } from '../image/image.ts';
+import { type ImageDrivers, type OpenImageOptions, openImage } from '../image/open.ts';
+import type { ReferencePolicy } from '../image/references.ts';
+import { DiskCopy } from './convert-copy.ts';
+import { SourceDisk, type SourcePart } from './convert-source.ts';
+import {
+  backingIdentity,
+  createTarget,
+  identitiesOf,
+  isUnsafe,
+  type OpenTarget,
+  openExisting,
+  planTarget,
+} from './convert-target.ts';
+
+/** How writes reach the target. `unsafe` (the default) asks for no flush at all; the others flush at the end,
+ *  `writethrough` and `directsync` after every write. The page cache is used in every mode. */
+export type CacheMode = 'none' | 'writeback' | 'writethrough' | 'directsync' | 'unsafe';
+
+export interface ConvertSource extends Pick<OpenImageOptions, 'format' | 'options'> {
+  readonly name: string;
+}
+
+export interface ConvertTarget {
+  readonly name: string;
+  /** Default `raw`; for `existing` targets: the format it is opened as, probed when not given. */
+  readonly format?: string | undefined;
+  /** Create options, by their TypeScript names; not with `existing`. */
+  readonly options?: Readonly<Record<string, unknown>> | undefined;
+  /** Only what differs from this file's content is written. With `existing`, the target must already have it. */
+  readonly backing?: BackingChoice | undefined;
+  /** Write into an image that is there already (`-n`). */
+  readonly existing?: boolean | undefined;
+  /** Open options of an `existing` target. */
+  readonly openOptions?: Readonly<Record<string, unknown>> | undefined;
+}
+
+export interface ConvertOptions extends JobOptions, ImageDrivers {
+  /** For the sources and their chains, and for an `existing` target. Default `deny`. */
+  readonly references?: ReferencePolicy | undefined;
+  readonly probeBacking?: boolean | undefined;
+  /** Virtual size of the new image where it is to be larger than the sources. */
+  readonly size?: number | undefined;
+  readonly compressed?: boolean | undefined;
+  /** Zero runs at least this long become holes; a multiple of 512, at most 16 MiB; 0: everything is written. Default 4096. */
+  readonly sparseSize?: number | undefined;
+  /** An `existing` target reads as zero everywhere already. */
+  readonly targetIsZero?: boolean | undefined;
+  /** Unreadable sectors become zeros, counted in the result and told to `onSalvage`. */
+  readonly salvage?: boolean | undefined;
+  /** Bytes per second at most. */
+  readonly rateLimit?: number | undefined;
+  /** Requests in flight, 1..16. Default 8. */
+  readonly parallel?: number | undefined;
+  /** Writes need not begin in the order of their offsets (`-W`). */
+  readonly outOfOrder?: boolean | undefined;
+  /** Default `unsafe`. */
+  readonly cache?: CacheMode | undefined;
+  /** Bytes of tables kept in memory, for each source and for the target. Default 32 MiB. */
+  readonly cacheBytes?: number | undefined;
+  /** Bytes of the joint disk. */
+  readonly onSalvage?: ((offset: number, length: number, error: unknown) => void) | undefined;
+  readonly onEvent?: OpenImageOptions['onEvent'];
+  /** Told what is about to be created, after all checks and before the target is touched. */
+  readonly onPlan?: ((plan: CreatePlan) => void) | undefined;
+}
+
+/** Bytes of the guest disk; `copied + zeroed + kept` is the whole disk. */
+export interface ConvertResult {
+  readonly virtualSize: number;
+  readonly copied: number;
+  /** Left as holes, or written as zeros. */
+  readonly zeroed: number;
+  /** Left to the backing file. */
+  readonly kept: number;
+  /** Bytes that could not be read (`salvage`). */
+  readonly unreadable: number;
+  /** Sources, and an existing target, whose format was guessed to be raw. */
+  readonly probedRaw: readonly string[];
+}
+
+const DEFAULT_SPARSE = 4096;
+const DEFAULT_PARALLEL = 8;
+const MAX_PARALLEL = 16;
+const MAX_SPARSE = 16 * MiB;
+
+/** Converts. A new regular target is written under a temporary name beside it and renamed at the end; an existing one is replaced only then.
+ *  Devices, pipes and `existing` targets are written in place.
+ *  @throws {@link BlockError} Before anything is touched: OPTION and INVALID_ARGUMENT (`convert.no-input`, `convert.sparse-size`, `convert.parallel`,
+ *  `convert.rate`, `convert.compress-unsupported`, `convert.zero-needs-existing`, `convert.options-existing`, `convert.concat-backing`,
+ *  `convert.target-is-input`, `convert.target-small`, `convert.no-backing`, those of `planCreate` and `openImage`). Later: `convert.read`, `convert.status`
+ *  and `convert.write` (details `{ name, offset }`, cause); `convert.forward` (UNSUPPORTED); when the target was written in place, `details.incomplete`
+ *  is true and the message says so. */
+export async function convertImage(
+  sources: readonly (string | ConvertSource | Image)[],
+  target: ConvertTarget,
+  options: ConvertOptions,
+): Promise<ConvertResult> {
+  checkArguments(sources, target, options);
+  const opened: Image[] = [];
+  try {
+    const images: Image[] = [];
+    for (const source of sources) {
+      const image = await openSource(source, options);
+      if (!(source instanceof Image)) opened.push(image);
+      images.push(image);
+    }
+    return await convertOpened(images, target, options);
+  } finally {
+    for (const image of opened) await image.close();
+  }
+}
+
+function checkArguments(sources: readonly unknown[], target: ConvertTarget, options: ConvertOptions): void {
+  const { sparseSize = DEFAULT_SPARSE, parallel = DEFAULT_PARALLEL, rateLimit, targetIsZero } = options;
+  if (sources.length === 0) throw refusal('convert.no-input', 'there is nothing to convert', {});
+  if (!Number.isSafeInteger(sparseSize) || sparseSize < 0 || sparseSize % 512 !== 0 || sparseSize > MAX_SPARSE) {
+    throw refusal('convert.sparse-size', `sparseSize ${sparseSize} is not a multiple of 512 up to ${MAX_SPARSE}`, {
+      sparseSize,
+    });
+  }
+  if (!Number.isSafeInteger(parallel) || parallel < 1 || parallel > MAX_PARALLEL) {
+    throw refusal('convert.parallel', `parallel ${parallel} is not between 1 and ${MAX_PARALLEL}`, { parallel });
+  }
+  if (rateLimit !== undefined && !(rateLimit > 0)) {
+    throw refusal('convert.rate', `rateLimit ${rateLimit} is not above 0`, { rateLimit });
+  }
+  if (targetIsZero === true && target.existing !== true) {
+    throw refusal('convert.zero-needs-existing', 'targetIsZero is for existing targets', {});
+  }
+  if (target.existing === true && target.options !== undefined) {
+    throw refusal('convert.options-existing', 'create options have no effect on an existing target', {});
+  }
+  if (target.backing !== undefined && sources.length > 1) {
+    throw refusal('convert.concat-backing', 'a target made of several inputs cannot have a backing file', {});
+  }
+}
+
+function refusal(reason: string, message: string, details: Readonly<Record<string, unknown>>): BlockError {
+  return new BlockError('INVALID_ARGUMENT', message, { reason, details });
+}
+
+async function openSource(source: string | ConvertSource | Image, options: ConvertOptions): Promise<Image> {
+  if (source instanceof Image) return source;
+  const { formats, protocols, codecs, references, probeBacking, cacheBytes, signal, onEvent } = options;
+  const {
+    name,
+    format,
+    options: openOptions,
+  } = typeof source === 'string' ? { name: source } : (source as ConvertSource);
+  return openImage(name, {
+    formats,
+    protocols,
+    codecs,
+    references,
+    probeBacking,
+    cacheBytes,
+    signal,
+    onEvent,
+    format,
+    options: openOptions,
+  });
+}
+
+async function convertOpened(
+  images: readonly Image[],
+  target: ConvertTarget,
+  options: ConvertOptions,
+): Promise<ConvertResult> {
+  const inputs = new Set<string>();
+  for (const image of images) await identitiesOf(image.node, inputs);
+  let unreadable = 0;
+  const onLoss = (offset: number, length: number, error: unknown): void => {
+    unreadable += length;
+    options.onSalvage?.(offset, length, error);
+  };
+  const parts = await partsOf(images, target, options);
+  const source = new SourceDisk(parts, options.salvage === true ? { onLoss } : undefined);
+  const open = await openTarget(target, source.size, inputs, options);
+  try {
+    const copy = newCopy(source, open, options);
+    await copy.run();
+    await open.commit();
+    const probed = target.existing === true ? [...images, open.image] : images;
+    const probedRaw = probed.filter((image) => image.probedRaw).map((image) => image.name);
+    return { virtualSize: open.image.virtualSize, ...copy.counts, unreadable, probedRaw };
+  } catch (error) {
+    throw await open.discard(error);
+  }
+}
+
+async function openTarget(
+  target: ConvertTarget,
+  size: number,
+  inputs: ReadonlySet<string>,
+  options: ConvertOptions,
+): Promise<OpenTarget> {
+  if (target.existing === true) return openExisting(target, size, inputs, options);
+  const plan = await planTarget(target, size, inputs, options);
+  options.onPlan?.(plan);
+  return createTarget(plan, options);
+}
+
+/** With a backing file, what a source has from the same file (or, where it has other files, from below its own layer) is kept. */
+async function partsOf(
+  images: readonly Image[],
+  target: ConvertTarget,
+  options: ConvertOptions,
+): Promise<SourcePart[]> {
+  const base = await backingIdentity(target, options);
+  const parts: SourcePart[] = [];
+  let start = 0;
+  for (const image of images) {
+    const keepDepth = target.backing === undefined ? Number.POSITIVE_INFINITY : await keptFrom(image, base);
+    parts.push({ image, start, size: image.virtualSize, keepDepth });
+    start += image.virtualSize;
+  }
+  return parts;
+}
+
+async function keptFrom(image: Image, base: string | undefined): Promise<number> {
+  const chain = backingChain(image.node);
+  for (const [depth, layer] of chain.entries()) {
+    if (base !== undefined && (await layer.status?.())?.identity === base) return depth;
+  }
+  return chain.length > 1 ? 1 : Number.POSITIVE_INFINITY;
+}
+
+function newCopy(source: SourceDisk, target: OpenTarget, options: ConvertOptions): DiskCopy {
+  const { compressed, sparseSize, parallel, outOfOrder, cache, rateLimit, codecs, signal, onProgress } = options;
+  const decodes = source.parts.some((part) => part.image.node.format?.decode !== undefined);
+  return new DiskCopy(source, {
+    target: target.image.node,
+    targetName: target.image.name,
+    compressed: compressed === true,
+    sparseSize: sparseSize ?? DEFAULT_SPARSE,
+    targetIsZero: target.isZero,
+    backingSize: target.backingSize,
+    parallel: parallel ?? DEFAULT_PARALLEL,
+    outOfOrder: outOfOrder === true,
+    writeThrough: !isUnsafe(options) && (cache === 'writethrough' || cache === 'directsync'),
+    rateLimit,
+    sharedBuffers: (codecs?.workers ?? 0) > 0 && (compressed === true || decodes),
+    ...(signal === undefined ? {} : { signal }),
+    ...(onProgress === undefined ? {} : { onProgress }),
+  });
+}

@@ -1,0 +1,198 @@
+/** Runs command lines through the real qemu-img and through ours, each in its own copy of a directory of images, and gives back
+ *  what they said and left behind. Images of the fixture directory are made once by the real tools. */
+import { execFile, execFileSync } from 'node:child_process';
+import {
+  existsSync,
+  mkdirSync,
+  mkdtempSync,
+  readdirSync,
+  readFileSync,
+  rmSync,
+  statSync,
+  symlinkSync,
+  writeFileSync,
+} from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { fileURLToPath } from 'node:url';
+
+const ROOT = fileURLToPath(new URL('../..', import.meta.url));
+const TIMEOUT_MS = 60_000;
+/** Bytes. */
+const SMALL = 4 * 1024 * 1024;
+
+export interface Outcome {
+  /** Standard output, standard error and exit status of each command, as one text. */
+  readonly transcript: string;
+  readonly directory: string;
+}
+
+/** Splits a command line as a shell would: blanks separate, single quotes hold together. */
+export function splitCommand(line: string): string[] {
+  return [...line.matchAll(/'([^']*)'|(\S+)/g)].map((match) => match[1] ?? (match[2] as string));
+}
+
+export function hasQemuImg(): boolean {
+  try {
+    execFileSync('qemu-img', ['--version'], { stdio: 'ignore' });
+    return true;
+  } catch {
+    return false;
+  }
+}
+
+/** The compiled program must be that of the sources at hand. */
+export function requireBuild(): void {
+  const built = join(ROOT, 'dist/cli/main.js');
+  if (!existsSync(built)) throw new Error('the program is not built; run: npm run build');
+  const newest = Math.max(
+    ...readdirSync(join(ROOT, 'src'), { recursive: true, encoding: 'utf8' })
+      .filter((name) => name.endsWith('.ts'))
+      .map((name) => statSync(join(ROOT, 'src', name)).mtimeMs),
+  );
+  const stamp = join(ROOT, 'dist/.tsbuildinfo');
+  const made = statSync(existsSync(stamp) ? stamp : built).mtimeMs;
+  if (made < newest) throw new Error('the program is older than its sources; run: npm run build');
+}
+
+/** A temporary place for one run of the suite. */
+export class Workshop {
+  readonly root = mkdtempSync(join(tmpdir(), 'cowdisk-transcripts-'));
+  readonly fixtures = join(this.root, 'fixtures');
+  /** A link to our program, under the name qemu-img. */
+  readonly ours: string;
+  #count = 0;
+
+  /** @param program where the program is; the one of this project when not given. */
+  constructor(program = process.env['COWDISK_PROGRAM'] ?? join(ROOT, 'bin/cowdisk.js')) {
+    mkdirSync(this.fixtures);
+    mkdirSync(join(this.root, 'bin'));
+    this.ours = join(this.root, 'bin/qemu-img');
+    symlinkSync(program, this.ours);
+  }
+
+  dispose(): void {
+    rmSync(this.root, { recursive: true, force: true });
+  }
+
+  /** Runs the real tools in the fixture directory, one after the other. */
+  prepare(commands: readonly string[]): void {
+    for (const line of commands) {
+      const [program, ...args] = splitCommand(line) as [string, ...string[]];
+      this.#prepareOne(program, args);
+    }
+  }
+
+  /** Creating a LUKS image measures the machine, and now and then QEMU is not content with what it measured. */
+  #prepareOne(program: string, args: readonly string[]): void {
+    for (let attempt = 1; ; attempt++) {
+      try {
+        execFileSync(program, args, { cwd: this.fixtures, stdio: ['ignore', 'ignore', 'pipe'] });
+        return;
+      } catch (error) {
+        if (attempt === 20 || !String(error).includes('Unable to get accurate CPU usage')) throw error;
+      }
+    }
+  }
+
+  write(name: string, bytes: Uint8Array | string): void {
+    writeFileSync(join(this.fixtures, name), bytes);
+  }
+
+  read(name: string): Uint8Array {
+    return readFileSync(join(this.fixtures, name));
+  }
+
+  /** A new directory with copies of these fixtures, holes kept. */
+  async directory(names: readonly string[]): Promise<string> {
+    const directory = join(this.root, `case${++this.#count}`);
+    mkdirSync(join(directory, 'dir'), { recursive: true });
+    if (names.length > 0) {
+      const files = names.map((name) => join(this.fixtures, name));
+      await spawn('cp', ['-a', '--sparse=always', '-t', directory, ...files], this.root);
+    }
+    return directory;
+  }
+
+  /** Runs the commands in turn; `qemu-img` is the program under test, `program`. */
+  async run(commands: readonly string[], program: string, fixtures: readonly string[]): Promise<Outcome> {
+    const directory = await this.directory(fixtures);
+    let transcript = '';
+    for (const line of commands) {
+      const { stdout, stderr, status } = await spawn(program, splitCommand(line), directory);
+      transcript += `$ ${line}\n${mark('  ', stdout)}${mark('! ', stderr)}[${status}]\n`;
+    }
+    return { transcript: transcript.replaceAll(directory, '<dir>'), directory };
+  }
+}
+
+function mark(prefix: string, text: string): string {
+  if (text === '') return '';
+  const lines = normalise(text).split('\n');
+  const rest = lines.pop();
+  return lines.map((line) => `${prefix}${line}\n`).join('') + (rest === '' ? '' : `${prefix}${rest}\\\n`);
+}
+
+/** Takes out what may differ from run to run: space on disk, and how often progress was shown. */
+function normalise(text: string): string {
+  return text
+    .replace(/^disk size: .*$/gm, 'disk size: <size>')
+    .replace(/^( *"actual-size": )\d+/gm, '$1<size>')
+    .replace(/( {4}\(0\.00\/100%\)\r)( {4}\(\d+\.\d\d\/100%\)\r)*( {4}\(100\.00\/100%\)\r)/g, '<0%><100%>')
+    .replace(/( {4}\(0\.00\/100%\)\r)( {4}\(\d+\.\d\d\/100%\)\r)*/g, '<0%>');
+}
+
+export function spawn(
+  program: string,
+  args: readonly string[],
+  cwd: string,
+): Promise<{ readonly stdout: string; readonly stderr: string; readonly status: number | string }> {
+  return new Promise((resolve) => {
+    const { NODE_EXTRA_CA_CERTS: _, COWDISK_DEBUG: __, ...env } = process.env;
+    const options = { cwd, env: { ...env, LC_ALL: 'C.UTF-8', TZ: 'UTC' }, timeout: TIMEOUT_MS, maxBuffer: 1 << 26 };
+    execFile(program, [...args], options, (error, stdout, stderr) => {
+      resolve({ stdout, stderr, status: error === null ? 0 : (error.code ?? error.signal ?? 'failed') });
+    });
+  });
+}
+
+/** What differs between the files that both left behind; empty when nothing does. */
+export async function compareDirectories(theirs: string, ours: string): Promise<string[]> {
+  const names = [...new Set([...filesOf(theirs), ...filesOf(ours)])].sort();
+  const differences: string[] = [];
+  for (const name of names) {
+    const [a, b] = [join(theirs, name), join(ours, name)];
+    if (!existsSync(a)) differences.push(`${name}: only ours`);
+    else if (!existsSync(b)) differences.push(`${name}: missing`);
+    else if (!sameBytes(a, b)) {
+      const { stdout, stderr, status } = await spawn('qemu-img', ['compare', a, b], ours);
+      if (status !== 0) differences.push(`${name}: ${stdout.trim()}${stderr.trim()}`);
+    }
+  }
+  return differences;
+}
+
+/** Whether two small files are equal; the content of others is compared as that of images. */
+function sameBytes(a: string, b: string): boolean {
+  const size = statSync(a).size;
+  return size < SMALL && statSync(b).size === size && readFileSync(a).equals(readFileSync(b));
+}
+
+function filesOf(directory: string): string[] {
+  return readdirSync(directory, { recursive: true, encoding: 'utf8' }).filter((name) =>
+    statSync(join(directory, name), { throwIfNoEntry: false })?.isFile(),
+  );
+}
+
+/** Calls `body` for each item, `width` at a time. */
+export async function inParallel<T>(
+  items: readonly T[],
+  width: number,
+  body: (item: T) => Promise<void>,
+): Promise<void> {
+  let next = 0;
+  const worker = async (): Promise<void> => {
+    for (let i = next++; i < items.length; i = next++) await body(items[i] as T);
+  };
+  await Promise.all(Array.from({ length: width }, worker));
+}

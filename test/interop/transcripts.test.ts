@@ -1,0 +1,91 @@
+/** Every command line of the list says, returns and leaves behind the same as the real qemu-img does. */
+import { afterAll, beforeAll, describe, expect, it } from 'vitest';
+import { CASES, type Case, DAMAGED, FILES, FIXTURES } from './transcript-cases.ts';
+import {
+  compareDirectories,
+  hasQemuImg,
+  inParallel,
+  requireBuild,
+  splitCommand,
+  Workshop,
+} from './transcript-harness.ts';
+
+/** Processes at a time. */
+const WIDTH = 2;
+const MINUTES = 60_000;
+
+const cases: readonly Case[] = CASES.map((entry) => (typeof entry === 'string' ? { line: entry } : entry));
+
+interface Result {
+  readonly theirs: string;
+  readonly ours: string;
+}
+
+/** The fixtures that a line names, and those that these need. */
+function fixturesOf(line: string): string[] {
+  const names = new Set<string>();
+  const add = (name: string): void => {
+    if (names.has(name)) return;
+    const fixture = FIXTURES[name];
+    if (fixture === undefined && DAMAGED[name] === undefined && FILES[name] === undefined) return;
+    names.add(name);
+    for (const needed of fixture?.needs ?? []) add(needed);
+  };
+  const known = [...Object.keys(FIXTURES), ...Object.keys(DAMAGED), ...Object.keys(FILES)];
+  for (const word of splitCommand(line.replaceAll(';', ' '))) {
+    for (const name of known) if (mentions(word, name)) add(name);
+  }
+  return [...names];
+}
+
+/** Whether `name` stands in the word as a name of its own. */
+function mentions(word: string, name: string): boolean {
+  const at = word.indexOf(name);
+  if (at < 0) return false;
+  const before = word[at - 1];
+  const after = word[at + name.length];
+  return (before === undefined || !/[\w.-]/.test(before)) && (after === undefined || !/[\w.-]/.test(after));
+}
+
+describe.skipIf(!hasQemuImg() && process.env['CI'] === undefined)(
+  'called qemu-img, the program answers as qemu-img does',
+  () => {
+    const results = new Map<Case, Result>();
+    let workshop: Workshop;
+
+    beforeAll(async () => {
+      if (process.env['COWDISK_PROGRAM'] === undefined) requireBuild();
+      workshop = new Workshop();
+      for (const [name, content] of Object.entries(FILES)) workshop.write(name, Buffer.from(content, 'latin1'));
+      for (const fixture of Object.values(FIXTURES)) workshop.prepare(fixture.make);
+      for (const [name, { from, at }] of Object.entries(DAMAGED)) {
+        const bytes = Uint8Array.from(workshop.read(from));
+        for (const [offset, patch] of at) bytes.set(patch, offset);
+        workshop.write(name, bytes);
+      }
+      await inParallel(cases, WIDTH, async (entry) => {
+        const commands = entry.line.split('; ');
+        const fixtures = fixturesOf(entry.line);
+        const theirs = await workshop.run(commands, 'qemu-img', fixtures);
+        const ours = await workshop.run(commands, workshop.ours, fixtures);
+        const files = await compareDirectories(theirs.directory, ours.directory);
+        results.set(entry, {
+          theirs: `${theirs.transcript}files are the same`,
+          ours: `${ours.transcript}${files.length === 0 ? 'files are the same' : files.join('\n')}`,
+        });
+      });
+    }, 5 * MINUTES);
+
+    afterAll(() => workshop?.dispose());
+
+    it.each(cases.filter((entry) => entry.differs === undefined))('qemu-img $line', (entry) => {
+      const result = results.get(entry) as Result;
+      expect(result.ours).toBe(result.theirs);
+    });
+
+    it.each(cases.filter((entry) => entry.differs !== undefined))('qemu-img $line (differs: $differs)', (entry) => {
+      const result = results.get(entry) as Result;
+      expect(result.ours).not.toBe(result.theirs);
+    });
+  },
+);
