@@ -25,9 +25,12 @@ export function mapExtents(format: FormatNode, backing: BlockNode | undefined, c
     const mapping = format.map(cursor.at, cursor.end - cursor.at, runs);
     if (mapping !== undefined) return mapThenAdd(mapping, format, backing, cursor);
     for (let i = 0; i < runs.count; i++) {
-      const added = addRun(format, backing, cursor, runs.at(i));
+      const run = runs.at(i);
+      const added = addRun(format, backing, cursor, run);
       if (added === 'full') return undefined;
       if (added !== undefined) return resume(added, format, backing, cursor);
+      // The layer below told about a part only, or ends within the run: what is left is mapped again.
+      if (cursor.at < run.guestOffset + run.length) break;
     }
   }
   return undefined;
@@ -51,12 +54,14 @@ async function mapThenAdd(
 ): Promise<void> {
   await mapping;
   for (let i = 0; i < cursor.runs.count; i++) {
-    const added = addRun(format, backing, cursor, cursor.runs.at(i));
+    const run = cursor.runs.at(i);
+    const added = addRun(format, backing, cursor, run);
     if (added === 'full') return;
     if (added !== undefined) {
       if ((await added) === 'full') return;
       break;
     }
+    if (cursor.at < run.guestOffset + run.length) break;
   }
   await mapExtents(format, backing, cursor);
 }

@@ -73,9 +73,15 @@ async function create(name: string, options: CreateFileOptions): Promise<BlockNo
 
 async function status(name: string): Promise<FileStatus | undefined> {
   const path = pathOf(name);
-  const doing = `could not look at "${path}"`;
-  const stat = attempt(doing, name, () => statSync(path, { bigint: true, throwIfNoEntry: false }));
-  if (stat === undefined) return undefined;
+  let stat: BigIntStats;
+  try {
+    stat = statSync(path, { bigint: true });
+  } catch (error) {
+    const failure = fromSystemError(error, `could not look at "${path}"`, { name, path });
+    // below a file there is nothing either
+    if (failure.details['errno'] === 'ENOENT' || failure.details['errno'] === 'ENOTDIR') return undefined;
+    throw failure;
+  }
   const kind = kindOf(stat);
   if (kind === 'device') return { kind, size: sizeFromSysfs(stat.rdev) ?? 0, identity: deviceIdentity(stat) };
   return { kind, size: kind === 'file' ? Number(stat.size) : 0, identity: `${stat.dev}:${stat.ino}` };

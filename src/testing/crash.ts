@@ -286,7 +286,7 @@ class CrashExplorer {
     await readOnly.node.read(0, bytes);
     const wrong = history.findWrong(bytes, 0, allowed);
     if (wrong !== undefined) throw new ModelFailure(wrong);
-    const wrongFrozen = frozen.findWrong(await readOnly.readShared?.(), tick);
+    const wrongFrozen = frozen.findWrong(await readOnly.readShared?.(), tick, history);
     if (wrongFrozen !== undefined) throw new ModelFailure(wrongFrozen);
     await verifyExtents(readOnly.node, bytes);
     await readOnly.node.close();

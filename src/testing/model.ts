@@ -293,8 +293,9 @@ export class Guest {
     const to = history.now();
     const content = await this.#opened.readShared();
     if (content === undefined) throw new ModelFailure('share: nothing was frozen');
-    this.#frozen.end(turn, content);
-    const wrong = history.findWrong(content, 0, (cell) => history.allowed(cell, from, to));
+    const allowed = Array.from({ length: history.cells }, (_, cell) => history.allowed(cell, from, to));
+    this.#frozen.end(turn, { content, allowed });
+    const wrong = history.findWrong(content, 0, (cell) => allowed[cell] ?? []);
     if (wrong !== undefined) throw new ModelFailure(`share: ${wrong}`);
   }
 
@@ -308,7 +309,7 @@ export class Guest {
     const wrong = history.findWrong(bytes, 0, (cell) => history.allowed(cell, now, now));
     if (wrong !== undefined) throw new ModelFailure(`after everything had ended: ${wrong}`);
     const frozen = await this.#opened.readShared?.();
-    const wrongFrozen = this.#frozen.findWrong(frozen);
+    const wrongFrozen = this.#frozen.findChange(frozen);
     if (wrongFrozen !== undefined) throw new ModelFailure(wrongFrozen);
     await verifyExtents(node, bytes);
   }
@@ -324,26 +325,34 @@ export class Guest {
   }
 }
 
+/** What a `share` froze. */
+interface Frozen {
+  readonly content: Uint8Array;
+  /** By cell: whose values it may hold. */
+  readonly allowed: readonly (readonly number[])[];
+}
+
 /** The contents that `share` froze, with the times in which each was made. */
 export class FrozenContents {
   readonly #tick: () => number;
-  readonly #all: { readonly startTick: number; endTick: number; content: Uint8Array | undefined }[] = [];
+  readonly #all: { readonly startTick: number; endTick: number; frozen: Frozen | undefined }[] = [];
 
   constructor(tick: () => number = () => 0) {
     this.#tick = tick;
   }
 
+  /** `undefined` while another one runs. */
   begin(): object | undefined {
     if (this.#all.at(-1)?.endTick === Number.POSITIVE_INFINITY) return undefined;
-    const frozen = { startTick: this.#tick(), endTick: Number.POSITIVE_INFINITY, content: undefined };
-    this.#all.push(frozen);
-    return frozen;
+    const turn = { startTick: this.#tick(), endTick: Number.POSITIVE_INFINITY, frozen: undefined };
+    this.#all.push(turn);
+    return turn;
   }
 
-  end(turn: object, content: Uint8Array): void {
+  end(turn: object, frozen: Frozen): void {
     const last = this.#all.at(-1);
     if (last === undefined || last !== turn) throw new Error('not the running share');
-    last.content = content;
+    last.frozen = frozen;
     last.endTick = this.#tick();
   }
 
@@ -352,16 +361,23 @@ export class FrozenContents {
     return this.#all.filter(({ endTick }) => endTick <= tick).length;
   }
 
-  findWrong(found: Uint8Array | undefined, tick = Number.MAX_SAFE_INTEGER): string | undefined {
-    const lastDone = this.#all.findLastIndex(({ endTick }) => endTick <= tick);
-    // One that had begun, or whose end was not told yet, may be there or not, with a content that was never asked for.
-    if (this.#all.slice(lastDone + 1).some(({ startTick }) => startTick <= tick)) return undefined;
-    const wanted = this.#all[lastDone]?.content;
-    if (wanted === undefined && found === undefined) return undefined;
-    if (wanted === undefined) return 'a frozen content is there, and nothing was frozen';
-    if (found === undefined) return 'the frozen content is gone';
+  /** With nothing running: the content is the last one, byte for byte. */
+  findChange(found: Uint8Array | undefined): string | undefined {
+    const wanted = this.#all.at(-1)?.frozen?.content;
+    if (wanted === undefined || found === undefined) return wanted === found ? undefined : 'a frozen content is missing';
     const at = firstDifference(found, wanted);
     return at < 0 ? undefined : `the frozen content has changed at offset ${at}`;
+  }
+
+  /** After a crash at `tick`. Where writes overlapped, any of them may have been last in the store: values are compared, not bytes. */
+  findWrong(found: Uint8Array | undefined, tick: number, history: GuestHistory): string | undefined {
+    const lastDone = this.#all.findLastIndex(({ endTick }) => endTick <= tick);
+    // One that had begun may be there or not, with a content that was never asked for.
+    if (this.#all.slice(lastDone + 1).some(({ startTick }) => startTick <= tick)) return undefined;
+    const wanted = this.#all[lastDone]?.frozen;
+    if (wanted === undefined || found === undefined) return wanted === found ? undefined : 'a frozen content is missing';
+    const wrong = history.findWrong(found, 0, (cell) => wanted.allowed[cell] ?? []);
+    return wrong === undefined ? undefined : `frozen: ${wrong}`;
   }
 }
 

@@ -17,7 +17,6 @@ import {
   storeOf,
 } from '../formats/qcow2/support.ts';
 
-const KiB = 1024;
 const COPIED = 1n << 63n;
 const COMPRESSED = 1n << 62n;
 
@@ -59,6 +58,7 @@ async function ourCheck(path: string, fix: CheckFix): Promise<Outcome> {
     let result = await look(fix);
     const { corruptionsFixed, leaksFixed } = result;
     if (corruptionsFixed > 0 || leaksFixed > 0) result = { ...(await look('none')), corruptionsFixed, leaksFixed };
+    if (result.checkErrors > 0) lines.push('qemu-img: Check failed');
     return { status: exitStatus(result), counters: countersOf(result), lines };
   } catch (error) {
     if (!isBlockError(error) || error.reason !== 'qcow2.check-failed') throw error;
@@ -155,6 +155,8 @@ interface Case {
   readonly fill: readonly string[];
   damage(image: Patient): void;
   readonly fixes?: readonly CheckFix[];
+  /** qemu-img gives up on `-r all`; here it is repaired. */
+  readonly qemuGivesUp?: boolean;
 }
 
 const WRITTEN = ['write -P 1 0 256k', 'write -P 2 512k 64k', 'write -z 640k 64k'];
@@ -186,6 +188,8 @@ const CASES: readonly Case[] = [
     create: ['1M'],
     fill: ['bitmap b0', 'write 0 64k', 'bitmap b1'],
     damage: () => undefined,
+    // a writable open stores the bitmaps anew, elsewhere
+    fixes: ['none'],
   },
   { name: 'a leaked cluster', ...plain, damage: (image) => image.setRefcount(image.clusterOf(8) + 1, 1) },
   { name: 'leaked clusters past the end of the file', ...plain, damage: (image) => image.setRefcount(40, 1) },
@@ -296,11 +300,13 @@ const CASES: readonly Case[] = [
     },
   },
   {
+    qemuGivesUp: true,
     name: 'an unaligned refcount block',
     ...plain,
     damage: (image) => image.setU64(image.refcountTable, image.refcountBlock + 4096),
   },
   {
+    qemuGivesUp: true,
     name: 'reserved bits in the refcount table',
     ...plain,
     damage: (image) => image.setU64(image.refcountTable, image.refcountBlock + 8),
@@ -370,14 +376,14 @@ const CASES: readonly Case[] = [
       const at = image.snapshots;
       const names = Buffer.from(image.bytes.subarray(at + 40 + 24, at + 40 + 24 + 4));
       const second = Buffer.from(image.bytes.subarray(at + 72, at + 72 + 72));
-      image.bytes.fill(0, at + 40, at + 200);
+      image.bytes.fill(0, at + 40);
       image.bytes.writeUInt32BE(0, at + 36);
       names.copy(image.bytes, at + 40);
       second.copy(image.bytes, at + 48);
     },
   },
   { name: 'an unaligned snapshot table', ...shared, damage: (image) => image.setU64(64, image.snapshots + 8) },
-  { name: 'too many snapshots', ...shared, damage: (image) => image.bytes.writeUInt32BE(70000, 60) },
+  { qemuGivesUp: true, name: 'too many snapshots', ...shared, damage: (image) => image.bytes.writeUInt32BE(70000, 60) },
   {
     name: 'snapshots in an image with a data file',
     ...external,
@@ -458,9 +464,5 @@ describeWithQemu('check', () => {
     controller.abort();
     const checking = checkImageTables({ file: store, header, name: 'test' }, { signal: controller.signal });
     await expect(checking).rejects.toMatchObject({ code: 'ABORTED' });
-  });
-
-  it('keeps the promise of one cluster size per table for 64 KiB', () => {
-    expect(new Patient(readFileSync(path(healthy(CASES[0] as Case)))).clusterSize).toBe(64 * KiB);
   });
 });

@@ -1,16 +1,20 @@
 import { execFileSync } from 'node:child_process';
-import { closeSync, constants, mkdtempSync, openSync, readFileSync, rmSync, statSync, writeFileSync } from 'node:fs';
+import {
+  closeSync,
+  constants,
+  mkdtempSync,
+  openSync,
+  readFileSync,
+  rmSync,
+  statSync,
+  writeFileSync,
+  writeSync,
+} from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { describe, expect, it } from 'vitest';
 import type { BlockNode } from '../../src/core/node.ts';
-import {
-  type Native,
-  type NativeOutcome,
-  NOT_AVAILABLE,
-  native,
-  withoutNative,
-} from '../../src/platform/node/native.ts';
+import { type Native, type NativeOutcome, NOT_AVAILABLE, withoutNative } from '../../src/platform/node/native.ts';
 import { BlockDeviceStore, probeSize, sizeFromSysfs } from '../../src/storage/block-device.ts';
 import { fileProtocol } from '../../src/storage/file.ts';
 import type { StoreUnderTest } from '../../src/testing/store-suite.ts';
@@ -146,7 +150,10 @@ function fakeDevice(change: Partial<Native> = {}): { store: BlockDeviceStore; as
   const asked: string[] = [];
   const file = path('fake');
   writeFileSync(file, new Uint8Array(SIZE).fill(0xee));
-  const fill = (fd: number, offset: number, length: number): NativeOutcome => native().zeroRange(fd, offset, length);
+  const fill = (fd: number, offset: number, length: number): NativeOutcome => {
+    writeSync(fd, new Uint8Array(length), 0, length, offset);
+    return 'done';
+  };
   const note =
     (what: string, answer: NativeOutcome = 'done') =>
     (_fd: number, offset: number, length: number): NativeOutcome => {

@@ -182,7 +182,7 @@ describe('crashImage', () => {
     const seen = new Set<string>();
     const random = seededRandom(1);
     for (let i = 0; i < 50; i++) seen.add([...crashImage(store.entries, new Uint8Array(3), tick, random)].join());
-    expect([...seen].sort()).toEqual(['1,0,0', '1,2,0']);
+    expect(seen).toEqual(new Set(['1,0,0', '1,2,0']));
   });
 
   it('tears writes by sectors when asked', async () => {
@@ -195,6 +195,6 @@ describe('crashImage', () => {
       expect(new Set(image.subarray(0, 512)).size).toBe(1);
       seen.add(`${image[0]}${image[512]}`);
     }
-    expect([...seen].sort()).toEqual(['00', '01', '10', '11']);
+    expect(seen).toEqual(new Set(['00', '01', '10', '11']));
   });
 });

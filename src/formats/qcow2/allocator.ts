@@ -36,6 +36,8 @@ export class Allocator {
   #compressed: DeferredFrees;
   /** No cluster below it is free, as far as we have looked. */
   #nextFree = 0;
+  /** No byte at or past it was ever handed out or held by the file. */
+  #highWater = 0;
   /** Where the next compressed bytes go; 0: at a new cluster. */
   #nextByte = 0;
   /** Told when host space becomes free: what was decoded from it is stale. */
@@ -62,6 +64,12 @@ export class Allocator {
 
   /** Reserves `count` clusters in a row. @returns the host offset of the first. */
   async allocate(count: number): Promise<number> {
+    return (await this.reserve(count)).offset;
+  }
+
+  /** Reserves `count` clusters in a row, and tells whether they are fresh: past everything that the file ever held, so that what is not
+   *  written of them reads as zero. */
+  async reserve(count: number): Promise<{ readonly offset: number; readonly fresh: boolean }> {
     const { geometry, file } = this.#state;
     if (this.#waiting > REAP_LIMIT) await this.reapDurably();
     for (let reaped = false; ; ) {
@@ -77,7 +85,12 @@ export class Allocator {
       await this.#state.markDirty();
       await this.#refcounts.add(first, count, 1);
       this.#nextFree = first + count;
-      return first * geometry.clusterSize;
+      const offset = first * geometry.clusterSize;
+      // By what was handed out, not by the file's size: a failed write may have left bytes that the size does not show.
+      this.#highWater = Math.max(this.#highWater, file.size);
+      const fresh = offset >= this.#highWater;
+      this.#highWater = Math.max(this.#highWater, offset + count * geometry.clusterSize);
+      return { offset, fresh };
     }
   }
 

@@ -3,9 +3,7 @@
  *  snapshots' L1 tables and bitmap directory are guarded; L2 tables are not (what to ignore is the caller's). */
 import type { CheckRun } from './check-run.ts';
 import { refcountBlockOffset } from './entries.ts';
-import { INCOMPATIBLE } from './features.ts';
 import { TABLE_ENTRY_BYTES } from './geometry.ts';
-import { writeIncompatible } from './header.ts';
 import { OVERLAP } from './options.ts';
 
 /** What cannot be derived from the header alone. */
@@ -49,11 +47,7 @@ export function findOverlap(
 
 /** Marks the image corrupt, because a repair would have destroyed metadata: only a person can decide now. */
 export async function refuseOverlap(run: CheckRun, hit: string, offset: number, length: number): Promise<void> {
-  if (run.header.version >= 3) {
-    run.header = { ...run.header, incompatible: run.header.incompatible | INCOMPATIBLE.corrupt };
-    await writeIncompatible(run.file, run.header.incompatible);
-    await run.file.flush();
-  }
+  await run.markCorrupt();
   run.find(
     'note',
     'marked-corrupt',

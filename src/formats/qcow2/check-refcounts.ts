@@ -140,7 +140,7 @@ export class StoredRefcounts {
     for (let index = 0; index * refcountBlockEntries < this.#clusters; index++) {
       const offset = blockOffsetAt(this.#table, index);
       if (offset % clusterSize !== 0) {
-        if (this.#unreadable.size === 0) this.#tellUnaligned(index, offset);
+        if (this.#unreadable.size === 0) await this.#tellUnaligned(index, offset);
         this.#unreadable.add(index);
       } else if (offset !== 0 && offset < run.file.size) {
         blocks.push(index);
@@ -172,14 +172,27 @@ export class StoredRefcounts {
     for (let i = 0; i < entries; i++) counts[first + i] = getRefcount(block_, i, refcountOrder);
   }
 
-  #tellUnaligned(index: number, offset: number): void {
-    const what = `Refblock offset 0x${offset.toString(16)} unaligned (reftable index: 0x${index.toString(16)})`;
-    this.#run.find(
-      'note',
-      'refcount-block-unreadable',
-      `qcow2: Image is corrupt: ${what}; further non-fatal corruption events will be suppressed`,
-      { index, offset },
-    );
+  /** Told once. A repair that may not build anew leaves the image marked, so that nobody writes to it. */
+  async #tellUnaligned(index: number, offset: number): Promise<void> {
+    const run = this.#run;
+    const what = `Refblock offset 0x${offset.toString(16)} unaligned (reftable index: ${index === 0 ? '0' : `0x${index.toString(16)}`})`;
+    const details = { index, offset };
+    if (run.fixLeaks && !run.fixErrors) {
+      await run.markCorrupt();
+      run.find(
+        'note',
+        'marked-corrupt',
+        `qcow2: Marking image as corrupt: ${what}; further corruption events will be suppressed`,
+        details,
+      );
+    } else {
+      run.find(
+        'note',
+        'refcount-block-unreadable',
+        `qcow2: Image is corrupt: ${what}; further non-fatal corruption events will be suppressed`,
+        details,
+      );
+    }
   }
 
   /** Whether the refcount of `cluster` can be known. */

@@ -46,8 +46,9 @@ export class References {
     return this.#fileSize;
   }
 
-  /** Forgets all references. */
+  /** Forgets all references, and looks at the length of the file again. */
   clear(): void {
+    this.grow(Math.ceil(this.#run.file.size / this.#clusterSize));
     this.#counts.fill(0);
   }
 

@@ -1,11 +1,12 @@
 /** One run of a check: its counters, its findings, its turns of the event loop. Shared by the passes; no knowledge of tables.
  *  Invariant: a counter changes only together with the finding it counts. */
 import { BlockError, errnoOf, isBlockError } from '../../base/errors.ts';
-import { Pacer } from '../../base/job.ts';
+import { Pacer, throwIfAborted } from '../../base/job.ts';
 import type { CheckFinding, CheckOptions, CheckResult } from '../../core/format.ts';
 import type { ByteStore } from '../../core/store.ts';
+import { INCOMPATIBLE } from './features.ts';
 import type { Geometry } from './geometry.ts';
-import { headerGeometry, type Qcow2Header } from './header.ts';
+import { headerGeometry, type Qcow2Header, writeIncompatible } from './header.ts';
 
 export interface CheckInput {
   /** The image file itself: caches above it have been flushed, and are reloaded after a repair. */
@@ -102,6 +103,14 @@ export class CheckRun {
     this.find('error', reason, message, details);
   }
 
+  /** Sets the corrupt bit, where the version has one: the image is not to be written to before a repair. */
+  async markCorrupt(): Promise<void> {
+    if (this.header.version < 3) return;
+    this.header = { ...this.header, incompatible: this.header.incompatible | INCOMPATIBLE.corrupt };
+    await writeIncompatible(this.file, this.header.incompatible);
+    await this.file.flush();
+  }
+
   /** The check cannot go on.
    *  @returns the error to throw; its errno is what qemu-img prints after `Check failed:`. */
   failure(what: string, errno: string, cause?: unknown): BlockError {
@@ -125,8 +134,10 @@ export class CheckRun {
     });
   }
 
-  /** Begins a stretch of work of `total` bytes. */
+  /** Begins a stretch of work of `total` bytes.
+   *  @throws {@link BlockError} ABORTED when the caller's signal has fired. */
   phase(name: string, total: number): void {
+    throwIfAborted(this.#options.signal);
     this.#phase = name;
     this.#done = 0;
     this.#total = total;

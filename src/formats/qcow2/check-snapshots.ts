@@ -149,7 +149,9 @@ export async function rewriteSnapshots(run: CheckRun, stored: StoredRefcounts, t
   const bytes = encodeSnapshotTable(table.entries);
   const old = { offset: run.header.snapshotsOffset, size: table.size };
   const clusters = Math.ceil(bytes.length / clusterSize);
-  const first = findFree(run, stored, clusters);
+  const oldFirst = Math.floor(old.offset / clusterSize);
+  const oldEnd = Math.ceil((old.offset + old.size) / clusterSize);
+  const first = findFree(run, stored, clusters, oldFirst, oldEnd);
   if (first === undefined) {
     run.obstacle('snapshot-table', 'ERROR failed to update snapshot table: No space left on device');
     throw run.failure('no refcount block has room for the snapshot table', 'ENOSPC');
@@ -166,9 +168,9 @@ export async function rewriteSnapshots(run: CheckRun, stored: StoredRefcounts, t
   await run.file.write(HeaderV2.fields.snapshotCount[0], pointer);
   await run.file.flush();
   run.header = { ...run.header, snapshotsOffset: offset, snapshotCount: table.entries.length };
-  const oldFirst = Math.floor(old.offset / clusterSize);
-  const oldClusters = Math.ceil((old.offset + old.size) / clusterSize) - oldFirst;
-  await setRefcounts(run, stored, oldFirst, oldClusters, (count) => Math.max(0, count - 1));
+  // what the old table claimed beyond its counted clusters has no refcount to give back
+  const counted = Math.min(oldEnd, stored.clusters) - oldFirst;
+  if (counted > 0) await setRefcounts(run, stored, oldFirst, counted, (count) => Math.max(0, count - 1));
 }
 
 async function setRefcounts(
@@ -187,8 +189,14 @@ async function setRefcounts(
   for (let block = Math.floor(first / refcountBlockEntries); block <= lastBlock; block++) await stored.write(block);
 }
 
-/** The first `count` neighbouring clusters without refcount that existing refcount blocks can count. */
-function findFree(run: CheckRun, stored: StoredRefcounts, count: number): number | undefined {
+/** The first `count` neighbouring clusters without refcount that existing refcount blocks can count, outside `[oldFirst, oldEnd)`. */
+function findFree(
+  run: CheckRun,
+  stored: StoredRefcounts,
+  count: number,
+  oldFirst: number,
+  oldEnd: number,
+): number | undefined {
   const { refcountBlockEntries } = run.geometry;
   let free = 0;
   for (let cluster = 0; ; cluster++) {
@@ -199,7 +207,7 @@ function findFree(run: CheckRun, stored: StoredRefcounts, count: number): number
       continue;
     }
     const refcount = cluster < stored.clusters ? (stored.counts[cluster] as number) : 0;
-    free = refcount === 0 ? free + 1 : 0;
+    free = refcount === 0 && !(cluster >= oldFirst && cluster < oldEnd) ? free + 1 : 0;
     if (free === count) return cluster - count + 1;
   }
 }

@@ -50,7 +50,7 @@ export async function checkImageTables(input: CheckInput, options: CheckOptions)
   let { highest, rebuild } = await compareRefcounts(run, references, stored, { leaks: false, errors: false });
   rebuild ||= broken;
   if (rebuild && run.fixErrors) {
-    ({ stored, highest } = await rebuildAndRecount(run, references, overlaps, snapshots));
+    ({ stored, highest } = await rebuildAndRecount(run, references, overlaps, snapshots, beforeComparison.checkErrors));
   } else if (run.fixLeaks) {
     if (rebuild) {
       run.obstacle('rebuild-needed', 'ERROR need to rebuild refcount structures');
@@ -170,12 +170,15 @@ async function rebuildAndRecount(
   references: References,
   overlaps: OverlapRanges,
   snapshots: CheckedSnapshots,
+  checkErrors: number,
 ): Promise<{ stored: StoredRefcounts; highest: number }> {
   const before = { ...run.counts };
   run.find('note', 'rebuilding', 'Rebuilding refcount structure');
   await rebuildRefcounts(run, references, overlaps.refcountTable);
   run.counts.corruptions = 0;
   run.counts.leaks = 0;
+  // refcounts that could not be read are no longer needed
+  run.counts.checkErrors = checkErrors;
   references.clear();
   overlaps.refcountTable = await readRefcountTable(run);
   // nothing of what is left is repaired in this round

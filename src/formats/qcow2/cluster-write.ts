@@ -4,7 +4,7 @@
  *  - commit changes entries only after the engine has written data and edges, and orders the slice after refcounts and a flush of the
  *    data; what the entries referred to before is dropped, never freed at once;
  *  - a plan stays within one L2 slice, and its clusters either all need new host space or all lie in clusters that are ours already. */
-import type { Pending } from '../../base/async.ts';
+import type { MaybePromise, Pending } from '../../base/async.ts';
 import { BlockError } from '../../base/errors.ts';
 import { alignDown, alignUp, divCeil, divFloor } from '../../bytes/align.ts';
 import type { WritePlan } from '../../core/format.ts';
@@ -17,7 +17,9 @@ import {
   isCopied,
   L2_COMPRESSED,
   L2_NORMAL,
+  L2_UNALLOCATED,
   L2_ZERO_ALLOCATED,
+  L2_ZERO_PLAIN,
   l2Kind,
   lowestBit,
   setL2Entry,
@@ -56,8 +58,11 @@ export class ClusterWrite {
   readonly #tables: L2Tables;
   readonly #allocator: Allocator;
   readonly #dataChild: number;
+  readonly #backingSize: number;
 
-  constructor(state: Qcow2State, tables: L2Tables, allocator: Allocator) {
+  /** @param backingSize bytes; 0 without a backing file. */
+  constructor(state: Qcow2State, tables: L2Tables, allocator: Allocator, backingSize: number) {
+    this.#backingSize = backingSize;
     this.#state = state;
     this.#tables = tables;
     this.#allocator = allocator;
@@ -104,8 +109,11 @@ export class ClusterWrite {
     }
     const end = Math.min(offset + length, firstCluster + clusters * clusterSize);
     const edges = this.#edges(place, kind, offset, end, firstCluster, clusters);
-    // Last, because it can fail after having reserved; from here on nothing does.
-    const hostCluster = kind === 'new' ? await this.#reserve(firstCluster, clusters) : this.#hostAt(place, 0);
+    // Last: from here on nothing fails, so nothing that was reserved is lost.
+    const own = kind === 'new' ? undefined : { offset: this.#hostAt(place, 0), fresh: false };
+    const { offset: hostCluster, fresh } = own ?? (await this.#reserve(firstCluster, clusters));
+    if (fresh && this.#readsAsZero(place, 0, firstCluster)) edges.headLength = 0;
+    if (fresh && this.#readsAsZero(place, clusters - 1, firstCluster)) edges.tailLength = 0;
     return {
       guestOffset: offset,
       length: end - offset,
@@ -119,9 +127,20 @@ export class ClusterWrite {
     };
   }
 
-  #reserve(firstCluster: number, clusters: number): Promise<number> | number {
+  #reserve(firstCluster: number, clusters: number): MaybePromise<{ offset: number; fresh: boolean }> {
     // In an external data file a cluster lies where the guest has it; the file is not counted.
-    return this.#state.hasDataFile ? firstCluster : this.#allocator.allocate(clusters);
+    return this.#state.hasDataFile ? { offset: firstCluster, fresh: false } : this.#allocator.reserve(clusters);
+  }
+
+  /** The whole cluster reads as zero under its old mapping: fresh host space needs no edge then. Subclusters keep their edges: those
+   *  that are not written stay unallocated anyway. */
+  #readsAsZero(place: L2Place, nth: number, firstCluster: number): boolean {
+    const { geometry, hasDataFile, header } = this.#state;
+    if (geometry.extendedL2 || header.encryption !== 'none') return false;
+    const { high, low } = this.#entry(place, nth);
+    const kind = l2Kind(high, low, false, hasDataFile);
+    if (kind === L2_ZERO_PLAIN || kind === L2_ZERO_ALLOCATED) return true;
+    return kind === L2_UNALLOCATED && firstCluster + nth * geometry.clusterSize >= this.#backingSize;
   }
 
   #entry(place: L2Place, nth: number): Entry {

@@ -77,7 +77,7 @@ export class Qcow2Node implements FormatNode {
     });
     this.#allocator = new Allocator(state, refcounts, metadata, settings.passDiscard);
     const tables = new L2Tables(state, this.#map, this.#allocator, metadata);
-    this.#write = new ClusterWrite(state, tables, this.#allocator);
+    this.#write = new ClusterWrite(state, tables, this.#allocator, backing?.size ?? 0);
     this.#discard = new Discard(state, tables, backing !== undefined, rawDataFile);
     this.#compressed = new CompressedClusters(state, tables, this.#allocator, options.codecs);
     this.#resize = new Resize(state, this.#allocator, this.#write, this.#discard, backing?.size ?? 0);

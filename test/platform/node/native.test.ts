@@ -4,6 +4,8 @@ import { NOT_AVAILABLE, native, withoutNative } from '../../../src/platform/node
 import { scratch } from '../../support/scratch.ts';
 
 const path = scratch();
+// whatever the whole run is told, this file is about the calls
+delete process.env['COWDISK_NO_NATIVE'];
 const calls = native();
 /** Where the file system of the scratch directory has holes and native calls are installed. */
 const linux = process.platform === 'linux' && calls.available;
