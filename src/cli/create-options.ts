@@ -190,7 +190,7 @@ export function createOptionHelp(driver: FormatDriver, hasTarget: boolean): stri
   const types = { str: 'str', size: 'size', bool: 'bool (on/off)', num: 'num' };
   const lines = createOptionsOf(driver, hasTarget)
     .map((option) => `  ${`${option.name}=<${types[option.kind]}>`.padEnd(22)} - ${option.help}`)
-    .sort();
+    .sort((a, b) => (a < b ? -1 : 1));
   const head = hasTarget ? 'Supported options:' : `Supported ${driver.name} options:`;
   const tail = hasTarget
     ? ''

@@ -42,7 +42,7 @@ export function programHelp(personality: Personality): string {
     '',
     qemu ? `'cowdisk help COMMAND' describes the options.` : `'${program} help COMMAND' describes the options.`,
     '',
-    `Supported formats: ${[...FORMAT_NAMES].sort().join(' ')}`,
+    `Supported formats: ${FORMAT_NAMES.join(' ')}`,
   ];
   return `${lines.join('\n')}\n`;
 }

@@ -67,8 +67,8 @@ function optionsOfJson(argument: string, text: string): Map<string, string> {
   let parsed: unknown;
   try {
     parsed = JSON.parse(text);
-  } catch (error) {
-    throw refuse(argument, `Could not parse the JSON options: JSON parse error, ${jsonProblem(text, error)}`);
+  } catch {
+    throw refuse(argument, `Could not parse the JSON options: JSON parse error, ${jsonProblem(text)}`);
   }
   if (typeof parsed !== 'object' || parsed === null || Array.isArray(parsed)) {
     throw refuse(argument, 'Invalid JSON object given');
@@ -79,12 +79,11 @@ function optionsOfJson(argument: string, text: string): Map<string, string> {
 }
 
 /** QEMU's words for the commonest mistakes. */
-function jsonProblem(text: string, error: unknown): string {
+function jsonProblem(text: string): string {
   const keyword = /[{[:,]\s*([a-zA-Z]+)/.exec(text)?.[1];
   if (keyword !== undefined && !['true', 'false', 'null'].includes(keyword)) return `invalid keyword '${keyword}'`;
-  if (/end of JSON input|Unterminated|Expected property name or '}' in JSON at position 1 /.test(String(error))) {
-    return 'premature EOI';
-  }
+  const open = (text.match(/[{[]/g) ?? []).length - (text.match(/[}\]]/g) ?? []).length;
+  if (open > 0) return 'premature EOI';
   return 'expecting value';
 }
 

@@ -122,11 +122,18 @@ function optionValue(label: string, name: string, kind: string, text: string): u
 }
 
 /** What happens to an image while it is open, as far as people must know it. */
-function reportEvent(cli: Cli, event: ImageEvent): void {
+export function reportEvent(cli: Cli, event: ImageEvent): void {
   if (event.type === 'corrupted') {
-    const kind = event.fatal ? 'Image is corrupt' : 'Image is corrupted';
-    if (cli.personality.qemu) cli.err.write(`qcow2: ${kind}: ${event.message}\n`);
-    else cli.error(`${event.node}: ${event.message}`);
+    if (!cli.personality.qemu) cli.error(`${event.node}: ${event.message}`);
+    else if (event.fatal) {
+      cli.err.write(
+        `qcow2: Marking image as corrupt: ${event.message}; further corruption events will be suppressed\n`,
+      );
+    } else {
+      cli.err.write(
+        `qcow2: Image is corrupt: ${event.message}; further non-fatal corruption events will be suppressed\n`,
+      );
+    }
   } else if (event.type === 'warning') cli.warn(event.message);
   else if (!cli.personality.qemu) cli.warn(event.message);
 }

@@ -2,6 +2,7 @@
  *  Implements the truth table of QEMU's block status: data, explicit zero, nothing here (the backing file decides, or zeros where it has ended).
  *  Invariant: every extent added lies within one layer; the depth counts layers from the node that was asked. */
 import type { Pending } from '../base/async.ts';
+import { assert, hex } from '../base/errors.ts';
 import { EXTENT, ExtentList } from './extent.ts';
 import type { FormatNode } from './format.ts';
 import type { BlockNode } from './node.ts';
@@ -124,6 +125,7 @@ function addBelow(
 }
 
 function copyBelow(below: ExtentList, cursor: ExtentCursor): 'full' | undefined {
+  assert(below.count > 0, `no status at ${hex(below.start)} of the backing file`);
   for (let i = 0; i < below.count; i++) {
     const length = below.lengthAt(i);
     const added = cursor.into.add(
@@ -154,6 +156,7 @@ function addRecursing(
   const node = child.name;
   const pending = inside > 0 ? child.extents(run.hostOffset, inside, below) : undefined;
   const finish = (): 'full' | undefined => {
+    assert(inside === 0 || below.count > 0, `"${node}" has no status at ${hex(below.start)}`);
     for (let i = 0; i < below.count; i++) {
       const zero = Math.floor(below.flagsAt(i) / EXTENT.zero) % 2 === 1;
       const flags = format.recurse === 'status' ? below.flagsAt(i) : PRESENT_DATA + (zero ? EXTENT.zero : 0);

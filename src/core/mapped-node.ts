@@ -111,7 +111,13 @@ export class MappedNode implements BlockNode, EngineServices {
       discard: format.unmap !== undefined,
       extents: true,
       fua: false,
-      sync: file?.sync === true && this.#backing?.supports.sync !== false,
+      // Allocating, decoding and transforming may always wait.
+      sync:
+        format.readOnly &&
+        format.decode === undefined &&
+        format.transform === undefined &&
+        file?.sync === true &&
+        this.#backing?.supports.sync !== false,
       access: file?.access ?? 'random',
     };
   }
@@ -120,6 +126,7 @@ export class MappedNode implements BlockNode, EngineServices {
 
   read(offset: number, into: Uint8Array, options?: IoOptions): Pending {
     this.#check('read', offset, into.length);
+    throwIfAborted(options?.signal);
     if (into.length === 0) return undefined;
     if (this.#barrier !== undefined) return this.#afterBarrier(() => this.read(offset, into, options));
     return this.#readMapped(offset, into, options?.signal, true);
@@ -140,11 +147,11 @@ export class MappedNode implements BlockNode, EngineServices {
     try {
       waiting = this.#readStep(transfer);
     } catch (error) {
-      this.#transfers.push(transfer);
+      this.#giveBack(transfer);
       throw error;
     }
     if (waiting === undefined) {
-      this.#transfers.push(transfer);
+      this.#giveBack(transfer);
       return undefined;
     }
     return this.#readRest(transfer, waiting, signal, counted);
@@ -165,7 +172,7 @@ export class MappedNode implements BlockNode, EngineServices {
         waiting = this.#readStep(transfer);
       }
     } finally {
-      this.#transfers.push(transfer);
+      this.#giveBack(transfer);
       if (counted) this.epochs.end(request);
     }
   }
@@ -266,13 +273,14 @@ export class MappedNode implements BlockNode, EngineServices {
 
   write(offset: number, from: Uint8Array, options?: WriteOptions): Pending {
     this.#checkWrite('write', offset, from.length);
+    throwIfAborted(options?.signal);
     if (from.length === 0) return undefined;
     if (this.#barrier !== undefined) return this.#afterBarrier(() => this.write(offset, from, options));
     this.#observe(offset, from.length);
     if (options?.compressed === true) return this.#counted(this.#writeCompressed(offset, from, options));
     const written = this.#writeMapped(offset, from, options?.signal);
     if (options?.fua !== true) return written;
-    return this.#thenFlush(written);
+    return this.#counted(this.#thenFlush(written));
   }
 
   #writeMapped(offset: number, from: Uint8Array, signal: AbortSignal | undefined): Pending {
@@ -281,11 +289,11 @@ export class MappedNode implements BlockNode, EngineServices {
     try {
       waiting = this.#writeStep(transfer);
     } catch (error) {
-      this.#transfers.push(transfer);
+      this.#giveBack(transfer);
       throw error;
     }
     if (waiting === undefined) {
-      this.#transfers.push(transfer);
+      this.#giveBack(transfer);
       return undefined;
     }
     return this.#writeRest(transfer, waiting, signal);
@@ -301,7 +309,7 @@ export class MappedNode implements BlockNode, EngineServices {
         waiting = this.#writeStep(transfer);
       }
     } finally {
-      this.#transfers.push(transfer);
+      this.#giveBack(transfer);
       this.epochs.end(request);
     }
   }
@@ -393,6 +401,10 @@ export class MappedNode implements BlockNode, EngineServices {
       const prepared = format.prepareWrite(transfer.at, transfer.end - transfer.at);
       const plan = isPromise(prepared) ? await prepared : prepared;
       try {
+        const asked = transfer.end - transfer.at;
+        if (plan.guestOffset !== transfer.at || plan.length <= 0 || plan.length > asked) {
+          throw new BlockError('INTERNAL', `internal error: ${this.driver} plans no write at ${hex(transfer.at)}`);
+        }
         const from = transfer.at - transfer.offset;
         await this.#writePlan(plan, part(transfer.buffer, from, from + plan.length));
       } catch (error) {
@@ -477,6 +489,7 @@ export class MappedNode implements BlockNode, EngineServices {
 
   writeZeroes(offset: number, length: number, options: ZeroOptions = {}): Pending {
     this.#checkWrite('write zeroes', offset, length);
+    throwIfAborted(options.signal);
     if (length === 0) return undefined;
     if (this.#barrier !== undefined) return this.#afterBarrier(() => this.writeZeroes(offset, length, options));
     this.#observe(offset, length);
@@ -543,6 +556,7 @@ export class MappedNode implements BlockNode, EngineServices {
 
   discard(offset: number, length: number, options?: IoOptions): Pending {
     this.#checkWrite('discard', offset, length);
+    throwIfAborted(options?.signal);
     const { format } = this;
     const end = offset + length === this.size ? alignUp(this.size, format.unit) : offset + length;
     const innerStart = alignUp(offset, format.unit);
@@ -627,7 +641,8 @@ export class MappedNode implements BlockNode, EngineServices {
     this.#condemned ??= error;
   }
 
-  /** Waits for running requests, flushes, and closes the children, each whatever became of the others. */
+  /** Waits for running requests and exclusive sections, flushes, and closes the children, each whatever became of the others.
+   *  Requests that an exclusive section holds back at that moment fail with CLOSED. */
   close(): Promise<void> {
     this.#closing ??= this.#close();
     return this.#closing;
@@ -638,7 +653,12 @@ export class MappedNode implements BlockNode, EngineServices {
   }
 
   async #close(): Promise<void> {
-    await this.epochs.idle();
+    await this.#alone.acquire();
+    try {
+      await this.epochs.idle();
+    } finally {
+      this.#alone.release();
+    }
     let failure: { error: unknown } | undefined;
     const attempt = async (close: () => Promise<void>): Promise<void> => {
       try {
@@ -670,7 +690,8 @@ export class MappedNode implements BlockNode, EngineServices {
 
   async #thenFlush(written: Pending): Promise<void> {
     await written;
-    await this.flush();
+    // Not our own `flush`: this is still the write, which neither a drain nor a close that began meanwhile may stop.
+    await this.format.flush();
   }
 
   #takeTransfer(offset: number, buffer: Uint8Array): Transfer {
@@ -681,6 +702,13 @@ export class MappedNode implements BlockNode, EngineServices {
     transfer.end = offset + buffer.length;
     transfer.runs.reset(-1, -1);
     return transfer;
+  }
+
+  #giveBack(transfer: Transfer): void {
+    // The buffer is the caller's again: keeping hold of it would keep its memory.
+    transfer.buffer = EMPTY;
+    transfer.pendings.length = 0;
+    this.#transfers.push(transfer);
   }
 
   #child(index: number): BlockNode {

@@ -2,6 +2,7 @@
  *  Invariant: a waiter runs only when no earlier range, held or waiting, overlaps it; so nobody starves and nothing deadlocks as long as
  *  a holder takes no second range. */
 import type { Pending } from '../base/async.ts';
+import { assert } from '../base/errors.ts';
 
 /** One held or waiting range; give it back with `release`. */
 export interface RangeTicket {
@@ -48,6 +49,7 @@ export class RangeLock {
 
   release(ticket: RangeTicket): void {
     const index = this.#entries.indexOf(ticket as Entry);
+    assert(index >= 0, 'a range was released twice');
     this.#entries.splice(index, 1);
     if (!this.#enabled) return;
     for (let i = index; i < this.#entries.length; i++) {

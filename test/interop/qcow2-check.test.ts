@@ -444,6 +444,12 @@ describeWithQemu('check', () => {
         copyFileSync(path('theirs.qcow2'), path('ours.qcow2'));
         const theirs = theirCheck(directory, 'theirs.qcow2', fix);
         const ours = await ourCheck(path('ours.qcow2'), fix);
+        if (fix === 'all' && testCase.qemuGivesUp === true) {
+          expect(theirs.status).toBe(1);
+          expect(ours.status).toBe(0);
+          expect(theirCheck(directory, 'ours.qcow2', 'none')).toMatchObject({ status: 0, lines: [] });
+          return;
+        }
         expect(ours).toEqual(theirs);
         if (fix === 'none') return;
         // and what was repaired is repaired in qemu-img's eyes

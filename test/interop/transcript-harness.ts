@@ -158,7 +158,7 @@ export function spawn(
 
 /** What differs between the files that both left behind; empty when nothing does. */
 export async function compareDirectories(theirs: string, ours: string): Promise<string[]> {
-  const names = [...new Set([...filesOf(theirs), ...filesOf(ours)])].sort();
+  const names = [...new Set([...filesOf(theirs), ...filesOf(ours)])].sort(byText);
   const differences: string[] = [];
   for (const name of names) {
     const [a, b] = [join(theirs, name), join(ours, name)];
@@ -176,6 +176,10 @@ export async function compareDirectories(theirs: string, ours: string): Promise<
 function sameBytes(a: string, b: string): boolean {
   const size = statSync(a).size;
   return size < SMALL && statSync(b).size === size && readFileSync(a).equals(readFileSync(b));
+}
+
+function byText(a: string, b: string): number {
+  return a < b ? -1 : a > b ? 1 : 0;
 }
 
 function filesOf(directory: string): string[] {

@@ -10,7 +10,7 @@ import type { ImageSource } from '../image-source.ts';
 import { openFailure, openOptionsOf, requireShareable, requireSourceCache, warnProbed } from '../open.ts';
 import { type CheckView, humanCheck, humanRepaired, jsonCheck } from '../render/human.ts';
 import { prettyJson } from '../render/json.ts';
-import { strerror } from '../render/qemu-text.ts';
+import { ioError } from '../render/qemu-text.ts';
 import type { Command } from '../verbs/index.ts';
 import { oneImage, outputForm, referencePolicy, scan, sourceOf } from './common.ts';
 
@@ -71,7 +71,7 @@ function checkFailure(cli: Cli, source: ImageSource, fix: CheckFix, begun: boole
   }
   if (error.code === 'ABORTED' || error.code === 'INTERNAL') return error;
   if (begun || error.reason === 'check.failed') {
-    return new Failure(`Check failed: ${cli.personality.qemu ? strerror(error) : error.message}`, { cause: error });
+    return new Failure(`Check failed: ${cli.personality.qemu ? ioError(error) : error.message}`, { cause: error });
   }
   return openFailure(cli, source.label, error);
 }

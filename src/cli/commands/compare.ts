@@ -7,7 +7,7 @@ import { loadDrivers } from '../drivers.ts';
 import { Failure } from '../failure.ts';
 import { openSource, requireSourceCache, using } from '../open.ts';
 import { ProgressDisplay, progressForm } from '../progress.ts';
-import { strerror } from '../render/qemu-text.ts';
+import { ioError } from '../render/qemu-text.ts';
 import type { Command } from '../verbs/index.ts';
 import { referencePolicy, scan, sourceOf } from './common.ts';
 
@@ -77,7 +77,7 @@ function failure(cli: Cli, error: unknown): unknown {
   if (!isBlockError(error)) return error;
   const { name, offset } = error.details;
   if (error.reason === 'compare.read') {
-    const line = `Error while reading offset ${offset} of ${name}: ${strerror(error)}`;
+    const line = `Error while reading offset ${offset} of ${name}: ${ioError(error)}`;
     return new Failure(cli.personality.qemu ? line : error.message, { status: STATUS.read, cause: error });
   }
   if (error.reason === 'compare.extents') {

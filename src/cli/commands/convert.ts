@@ -18,11 +18,19 @@ import { loadDrivers } from '../drivers.ts';
 import { Failure } from '../failure.ts';
 import { type ImageSource, parseImageSource } from '../image-source.ts';
 import { parseInteger, safeSizeArgument } from '../numbers.ts';
-import { cacheMode, openFailure, openOptionsOf, openSource, requireSourceCache, warnProbed } from '../open.ts';
+import {
+  cacheMode,
+  openFailure,
+  openOptionsOf,
+  openSource,
+  reportEvent,
+  requireSourceCache,
+  warnProbed,
+} from '../open.ts';
 import { appendOptionList, asksForHelp, parseOptionList } from '../option-list.ts';
 import { ProgressDisplay, progressForm } from '../progress.ts';
 import { describeError } from '../render/describe.ts';
-import { qemuText, strerror } from '../render/qemu-text.ts';
+import { ioError, qemuText } from '../render/qemu-text.ts';
 import { parseSnapshotParam, refuseSnapshot, type SnapshotParam } from '../snapshot-param.ts';
 import type { VerbSpec } from '../verbs/common.ts';
 import type { Command } from '../verbs/index.ts';
@@ -204,6 +212,7 @@ class Conversion {
           : `Parameter 'backing-fmt' does not accept value '${backingFormat}'`,
       );
     }
+    if (name === '') throw this.#framed(name, format, "Could not create '': No such file or directory");
     const target: ConvertTarget = {
       name,
       format,
@@ -306,6 +315,7 @@ class Conversion {
         salvage: this.#given.has('salvage'),
         cache: mode === undefined ? undefined : cacheMode(mode),
         signal: cli.signal,
+        onEvent: (event) => reportEvent(cli, event),
         onProgress: this.#display.update,
         onSalvage: (offset, length, error) => this.#salvaged(offset, length, error),
         ...more,
@@ -319,7 +329,7 @@ class Conversion {
   }
 
   #salvaged(offset: number, length: number, error: unknown): void {
-    const why = this.#cli.personality.qemu ? strerror(error) : error instanceof Error ? error.message : String(error);
+    const why = this.#cli.personality.qemu ? ioError(error) : error instanceof Error ? error.message : String(error);
     // qemu-img reads again sector by sector and tells of each one.
     if (this.#cli.personality.qemu) {
       for (let at = offset; at < offset + length; at += SECTOR)
@@ -334,15 +344,14 @@ class Conversion {
     if (error.code === 'ABORTED') return this.#interrupted(target, error.details['incomplete'] === true, error);
     if (error.code === 'INTERNAL') return error;
     const { offset } = error.details;
+    const jobError = (text: string): Failure => new Failure(qemu ? text : error.message, { cause: error });
     switch (error.reason) {
       case 'convert.read':
-        return new Failure(qemu ? `error while reading at byte ${offset}: ${strerror(error)}` : error.message, {
-          cause: error,
-        });
+        return jobError(`error while reading at byte ${offset}: ${ioError(error)}`);
+      case 'convert.status':
+        return jobError(`error while reading block status at offset ${offset}: ${ioError(error)}`);
       case 'convert.write':
-        return new Failure(qemu ? `error while writing at byte ${offset}: ${strerror(error)}` : error.message, {
-          cause: error,
-        });
+        return jobError(`error while writing at byte ${offset}: ${ioError(error)}`);
       case 'convert.target-is-input': {
         if (!qemu) return new Failure(error.message, { cause: error });
         const text =

@@ -76,6 +76,11 @@ export function creatable(drivers: ImageDrivers, format: string, target?: string
   return driver;
 }
 
+/** @throws {@link Failure} for the empty name, which would become that of the directory. */
+export function requireName(target: string): void {
+  if (target === '') throw new Failure("Could not create '': No such file or directory");
+}
+
 function requireProtocol(drivers: ImageDrivers, target: string): void {
   try {
     protocolOf(target, drivers.protocols);
@@ -200,12 +205,13 @@ class Creation {
     if (size > BigInt(Number.MAX_SAFE_INTEGER)) throw new Failure(tooLarge(driver));
     const backing = values.get('backing_file')?.text;
     const backingFormat = values.get('backing_fmt')?.text;
-    if (backing === undefined && backingFormat !== undefined) {
-      throw new Failure('Backing format cannot be used without backing file');
-    }
     if (backingFormat !== undefined && formatNamed(this.#drivers, backingFormat) === undefined) {
       throw new Failure(`Parameter 'backing-fmt' does not accept value '${backingFormat}'`);
     }
+    if (backing === undefined && backingFormat !== undefined) {
+      throw new Failure('Backing format cannot be used without backing file');
+    }
+    requireName(this.#file);
     try {
       const plan = await planCreate(this.#file, {
         ...this.#drivers,

@@ -53,7 +53,7 @@ function viewOf(info: ImageInfo, source: ImageSource): InfoView {
     filename: source.shown ?? info.name,
     format: info.format,
     virtualSize: info.virtualSize,
-    actualSize: info.actualSize,
+    actualSize: info.actualSize ?? info.children.find((child) => child.role === 'file')?.allocatedBytes,
     encrypted: info.encrypted,
     clusterSize: info.clusterSize,
     // QEMU says `false` for every format that has facts at all.

@@ -1,4 +1,5 @@
 /** `map`: where the ranges of a disk lie. */
+import { isBlockError } from '../../base/errors.ts';
 import { mapImage } from '../../tools/map.ts';
 import type { Cli } from '../console.ts';
 import { loadDrivers } from '../drivers.ts';
@@ -6,6 +7,7 @@ import { Failure } from '../failure.ts';
 import { INT64_MAX, sizeArgument } from '../numbers.ts';
 import { openSource, using } from '../open.ts';
 import { humanMapRow, jsonMapRow, MAP_HEADER, type MapRow } from '../render/human.ts';
+import { ioError } from '../render/qemu-text.ts';
 import type { Command } from '../verbs/index.ts';
 import { oneImage, outputForm, referencePolicy, scan, sourceOf } from './common.ts';
 
@@ -28,11 +30,21 @@ export const runMap: Command = async (cli, args, spec) => {
   const image = await openSource(cli, await loadDrivers(false), source, choices);
   return using(image, async () => {
     const rows = mapImage(image, { start: toNumber(start), length: toNumber(length), signal: cli.signal });
-    if (form === 'human') await printHuman(cli, rows);
-    else await printJson(cli, rows, toNumber(start), given.has('compressed'));
+    try {
+      if (form === 'human') await printHuman(cli, rows);
+      else await printJson(cli, rows, start, given.has('compressed'));
+    } catch (error) {
+      throw failure(cli, error);
+    }
     return 0;
   });
 };
+
+function failure(cli: Cli, error: unknown): unknown {
+  if (!isBlockError(error) || error.code === 'ABORTED' || error.code === 'INTERNAL') return error;
+  const why = cli.personality.qemu ? ioError(error) : error.message;
+  return new Failure(`Could not read file metadata: ${why}`, { cause: error });
+}
 
 /** Past every image's end is past it, whatever the number. */
 function toNumber(value: bigint): number {
@@ -57,23 +69,27 @@ async function printHuman(cli: Cli, rows: AsyncIterable<MapRow>): Promise<void> 
   }
 }
 
-async function printJson(cli: Cli, rows: AsyncIterable<MapRow>, start: number, compressed: boolean): Promise<void> {
+async function printJson(cli: Cli, rows: AsyncIterable<MapRow>, start: bigint, compressed: boolean): Promise<void> {
   let text = '[';
   let first = true;
-  for await (const row of rows) {
-    text += `${first ? '' : ',\n'}${jsonMapRow(row, compressed)}`;
-    first = false;
-    if (text.length < CHUNK) continue;
+  try {
+    for await (const row of rows) {
+      text += `${first ? '' : ',\n'}${jsonMapRow(row, compressed)}`;
+      first = false;
+      if (text.length < CHUNK) continue;
+      cli.out.write(text);
+      text = '';
+      if (cli.out.broken) return;
+    }
+    if (first) text += jsonMapRow(emptyRow(start), compressed);
+    text += ']\n';
+  } finally {
     cli.out.write(text);
-    text = '';
-    if (cli.out.broken) return;
   }
-  if (first) text += jsonMapRow(emptyRow(start), compressed);
-  cli.out.write(`${text}]\n`);
 }
 
 /** QEMU's one entry for a range that holds nothing. */
-function emptyRow(start: number): MapRow {
+function emptyRow(start: bigint): MapRow {
   return {
     start,
     length: 0,

@@ -257,7 +257,8 @@ function nonZero(value: number): number | undefined {
 
 /** A row of `map`. Bytes. */
 export interface MapRow {
-  readonly start: number;
+  /** A bigint only past the end of every image. */
+  readonly start: number | bigint;
   readonly length: number;
   readonly depth: number;
   readonly present: boolean;
@@ -277,7 +278,7 @@ export function humanMapRow(row: MapRow): string {
 }
 
 /** C's `%#-16x`: no `0x` before a zero. */
-function alternateHex(value: number): string {
+function alternateHex(value: number | bigint): string {
   return (value === 0 ? '0' : `0x${value.toString(16)}`).padEnd(16);
 }
 

@@ -23,6 +23,54 @@ export const QCOW2_TEXTS: Readonly<Record<string, TextRule>> = {
   'qcow2.data-file-version': `External data files are ${V3_TAIL}`,
   'qcow2.compression-type-version': `Non-zlib compression type is ${V3_TAIL}`,
   'qcow2.measure-size': 'The image size is too large (try using a larger cluster size)',
-  // opening
+  'qcow2.assign-backing': ({ backingFile, backingFormat, errno }) =>
+    `Could not assign backing file '${backingFile}' with format '${backingFormat}': ${
+      errno === 'ENOSPC' ? 'No space left on device' : 'Invalid argument'
+    }`,
+
+  // the header
   'qcow2.magic': 'Image is not in qcow2 format',
+  'qcow2.version': ({ value }) => `Unsupported qcow2 version ${value}`,
+  'qcow2.cluster-bits': ({ value }) => `Unsupported cluster size: 2^${value}`,
+  'qcow2.header-length-short': 'qcow2 header too short',
+  'qcow2.header-length-long': 'qcow2 header exceeds cluster size',
+  'qcow2.backing-offset': 'Invalid backing file offset',
+  'qcow2.backing-name-length': 'Backing file name too long',
+  'qcow2.compression-type': ({ value }) => `qcow2: unknown compression type: ${value}`,
+  'qcow2.compression-bit': ({ mustBeSet }) =>
+    `qcow2: Compression type incompatible feature bit must ${mustBeSet === true ? '' : 'not '}be set`,
+  'qcow2.incompatible-features': (_, error) => {
+    const parts = error.message.slice(error.message.lastIndexOf('unsupported feature: ') + 21);
+    return `Unsupported qcow2 feature(s): ${parts.replace('unknown incompatible feature ', 'Unknown incompatible feature: ')}`;
+  },
+  'qcow2.corrupt': 'qcow2: Image is corrupt; cannot be opened read/write',
+  'qcow2.subcluster-size': ({ value }) => `Unsupported subcluster size: ${value}`,
+  'qcow2.refcount-order': 'Reference count entry width too large; may not exceed 64 bits',
+  'qcow2.encryption-method': ({ value }) => `Unsupported encryption method ${value}`,
+  'qcow2.encrypted': "Parameter 'encrypt.key-secret' is required for cipher",
+  'qcow2.refcount-table-missing': 'Image does not contain a reference count table',
+  'qcow2.refcount-table-size': 'Reference count table too large',
+  'qcow2.refcount-table-offset': 'Reference count table offset invalid',
+  'qcow2.snapshots-size': 'Snapshot table too large',
+  'qcow2.snapshots-offset': 'Snapshot table offset invalid',
+  'qcow2.l1-size': 'Active L1 table too large',
+  'qcow2.l1-offset': 'Active L1 table offset invalid',
+  'qcow2.l1-too-small': 'L1 table is too small',
+  'qcow2.image-too-big': 'Image is too big',
+
+  // header extensions
+  'qcow2.extension-too-large': 'Header extension too large',
+  'qcow2.backing-format-length': ({ value }) => `ERROR: ext_backing_format: len=${value} too large (>=16)`,
+  'qcow2.crypto-unexpected': 'CRYPTO header extension only expected with LUKS encryption method',
+  'qcow2.crypto-length': ({ value, bound }) => `CRYPTO header extension size ${value}, but expected size ${bound}`,
+  'qcow2.crypto-offset': ({ value, bound }) =>
+    `Encryption header offset '${value}' is not a multiple of cluster size '${bound}'`,
+  'qcow2.bitmaps-length': 'bitmaps_ext: Invalid extension length',
+  'qcow2.bitmaps-reserved': 'bitmaps_ext: Reserved field is not zero',
+  'qcow2.bitmaps-count': ({ value, bound }) =>
+    `bitmaps_ext: image has ${value} bitmaps, exceeding the QEMU supported maximum of ${bound}`,
+  'qcow2.bitmaps-none': 'found bitmaps extension with zero bitmaps',
+  'qcow2.bitmaps-offset': 'bitmaps_ext: invalid bitmap directory offset',
+  'qcow2.bitmaps-size': ({ value, bound }) =>
+    `bitmaps_ext: bitmap directory size (${value}) exceeds the maximum supported size (${bound})`,
 };

@@ -28,6 +28,8 @@ const TEXTS: Readonly<Record<string, TextRule>> = {
         ? "The 'file' block driver requires a file name"
         : `'file' driver requires '${path}' to be a regular file`,
   'target.directory': ({ name }) => `Could not create '${name}': Is a directory`,
+  'reference.name': ({ name }, error) =>
+    name === '' && error.message.includes('data file') ? "Could not create '': No such file or directory" : undefined,
   'create.unsupported': ({ format }) => `Format driver '${format}' does not support image creation`,
   'create.size-missing': 'Image creation needs a size parameter',
   'create.size-twice': 'The image size must be specified only once',
@@ -90,6 +92,13 @@ function nested(frame: string, error: BlockError): QemuText {
   if (!isBlockError(error.cause)) return { text: frame + strerror(error) };
   const { text, hint } = qemuText(error.cause);
   return { text: frame + text, hint };
+}
+
+/** What an I/O error of the image is called: damage found while reading is one, too. */
+export function ioError(error: unknown): string {
+  return isBlockError(error) && error.details['errno'] === undefined && error.code === 'CORRUPT'
+    ? 'Input/output error'
+    : strerror(error);
 }
 
 /** The C library's text for the errno behind an error. */

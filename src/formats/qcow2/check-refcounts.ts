@@ -5,7 +5,7 @@
  *  Invariant: a refcount block whose place is unknown (unaligned, past the end) is never written. */
 import { allocateCounts, type CountArray, growCounts } from './check-counts.ts';
 import type { References } from './check-references.ts';
-import { CHECK_IO, type CheckRun } from './check-run.ts';
+import { CHECK_IO, type CheckRun, entryHex } from './check-run.ts';
 import { readTables } from './check-tables.ts';
 import { getRefcount, refcountBlockOffset, refcountTableHasReserved, setRefcount } from './entries.ts';
 import { TABLE_ENTRY_BYTES } from './geometry.ts';
@@ -20,6 +20,19 @@ export async function readRefcountTable(run: CheckRun): Promise<DataView> {
     throw run.ioFailure(CHECK_IO, cause);
   }
   return new DataView(table.buffer);
+}
+
+/** Whether the block of table entry `index` begins at a cluster; told by the low word, which is exact. */
+function isBlockAligned(table: DataView, index: number, clusterSize: number): boolean {
+  const at = index * TABLE_ENTRY_BYTES + 4;
+  const low = at < table.byteLength ? table.getUint32(at) : 0;
+  return (low - (low % 512)) % clusterSize === 0;
+}
+
+/** Whether the offset in table entry `index` is so large that no file can be asked for it. */
+function isBlockBeyondFiles(table: DataView, index: number): boolean {
+  const at = index * TABLE_ENTRY_BYTES;
+  return at < table.byteLength && table.getUint32(at) >= 0x8000_0000;
 }
 
 /** Offset of the refcount block of table entry `index`; 0 for none. */
@@ -50,7 +63,7 @@ export async function countRefcountBlocks(run: CheckRun, references: References,
       );
       rebuild = true;
     } else if (offset / clusterSize >= references.clusters) {
-      if (await coverBlock(run, references, index, offset)) rebuild = true;
+      if (await coverBlock(run, references, table, index)) rebuild = true;
     } else if (offset !== 0) {
       const cluster = offset / clusterSize;
       references.add(offset, clusterSize);
@@ -71,7 +84,8 @@ export async function countRefcountBlocks(run: CheckRun, references: References,
 
 /** A refcount block past the end of the file: under `-r all` the file is made long enough, and the block reads as zero.
  *  @returns true when that did not help. */
-async function coverBlock(run: CheckRun, references: References, index: number, offset: number): Promise<boolean> {
+async function coverBlock(run: CheckRun, references: References, table: DataView, index: number): Promise<boolean> {
+  const offset = blockOffsetAt(table, index);
   const { clusterSize } = run.geometry;
   const verb = run.fixErrors ? 'Repairing' : 'ERROR';
   run.corruption('refcount-block-outside', `${verb} refcount block ${index} is outside image`, {
@@ -84,7 +98,11 @@ async function coverBlock(run: CheckRun, references: References, index: number, 
   // a wild offset must not decide the size of the file: within reach means that the blocks there are could count it
   const within = clusters <= Math.max(references.clusters * 2, run.geometry.refcountBlockEntries * 2);
   if (!within || !run.file.supports.truncate) {
-    run.find('note', 'resize-refused', 'ERROR could not resize image: File too large', { offset });
+    const beyond = isBlockBeyondFiles(table, index);
+    if (!beyond)
+      run.find('note', 'resize-refused', 'Could not resize file: File too large', { offset, reported: true });
+    const why = beyond ? 'Invalid argument' : 'File too large';
+    run.find('note', 'resize-refused', `ERROR could not resize image: ${why}`, { offset });
     return true;
   }
   await run.file.truncate(offset + clusterSize);
@@ -100,6 +118,7 @@ export class StoredRefcounts {
   readonly #table: DataView;
   /** Blocks whose entry is unaligned: their refcounts cannot be known. */
   readonly #unreadable = new Set<number>();
+  #told = false;
   #counts: CountArray;
   #clusters: number;
   /** One block beyond `#clusters`, for odd questions. */
@@ -139,8 +158,11 @@ export class StoredRefcounts {
     const offsets: number[] = [];
     for (let index = 0; index * refcountBlockEntries < this.#clusters; index++) {
       const offset = blockOffsetAt(this.#table, index);
-      if (offset % clusterSize !== 0) {
-        if (this.#unreadable.size === 0) await this.#tellUnaligned(index, offset);
+      if (!isBlockAligned(this.#table, index, clusterSize)) {
+        if (!this.#told) await this.#tellUnaligned(index);
+        this.#told = true;
+        this.#unreadable.add(index);
+      } else if (isBlockBeyondFiles(this.#table, index)) {
         this.#unreadable.add(index);
       } else if (offset !== 0 && offset < run.file.size) {
         blocks.push(index);
@@ -173,9 +195,12 @@ export class StoredRefcounts {
   }
 
   /** Told once. A repair that may not build anew leaves the image marked, so that nobody writes to it. */
-  async #tellUnaligned(index: number, offset: number): Promise<void> {
+  async #tellUnaligned(index: number): Promise<void> {
     const run = this.#run;
-    const what = `Refblock offset 0x${offset.toString(16)} unaligned (reftable index: ${index === 0 ? '0' : `0x${index.toString(16)}`})`;
+    const offset = blockOffsetAt(this.#table, index);
+    const low = this.#table.getUint32(index * TABLE_ENTRY_BYTES + 4);
+    const text = entryHex(this.#table.getUint32(index * TABLE_ENTRY_BYTES), low - (low % 512));
+    const what = `Refblock offset 0x${text} unaligned (reftable index: ${index === 0 ? '0' : `0x${index.toString(16)}`})`;
     const details = { index, offset };
     if (run.fixLeaks && !run.fixErrors) {
       await run.markCorrupt();
@@ -211,13 +236,22 @@ export class StoredRefcounts {
     const index = Math.floor(cluster / refcountBlockEntries);
     const offset = blockOffsetAt(this.#table, index);
     if (offset === 0) return 0;
-    if (offset % clusterSize !== 0) return undefined;
+    if (!isBlockAligned(this.#table, index, clusterSize) || isBlockBeyondFiles(this.#table, index)) return undefined;
     if (this.#extra?.index !== index) {
       const bytes = new Uint8Array(clusterSize);
       if (offset < this.#run.file.size) await this.#run.file.read(offset, bytes);
       this.#extra = { index, view: new DataView(bytes.buffer) };
     }
     return getRefcount(this.#extra.view, cluster % refcountBlockEntries, refcountOrder);
+  }
+
+  /** The digits of a 64-bit refcount that no number holds. */
+  async exact(cluster: number): Promise<string> {
+    const { refcountBlockEntries } = this.#run.geometry;
+    const word = new Uint8Array(8);
+    const block = blockOffsetAt(this.#table, Math.floor(cluster / refcountBlockEntries));
+    await this.#run.file.read(block + (cluster % refcountBlockEntries) * 8, word);
+    return String(new DataView(word.buffer).getBigUint64(0));
   }
 
   /** Changes the refcounts `[first, first+count)`, all in blocks that exist, in memory; `write` puts them into the file. */
@@ -240,7 +274,11 @@ export class StoredRefcounts {
     const view = new DataView(block.buffer);
     const first = index * refcountBlockEntries;
     const entries = Math.min(refcountBlockEntries, this.#clusters - first);
-    for (let i = 0; i < entries; i++) setRefcount(view, i, refcountOrder, this.#counts[first + i] as number);
+    for (let i = 0; i < entries; i++) {
+      const count = this.#counts[first + i] as number;
+      // counts that no number holds are left as they are
+      if (getRefcount(view, i, refcountOrder) !== count) setRefcount(view, i, refcountOrder, count);
+    }
     await run.file.write(offset, block);
   }
 }
@@ -284,7 +322,8 @@ export async function compareRefcounts(
       if (refcount > 0 || reference > 0) highest = cluster;
       if (refcount === reference) continue;
       if (refcount === 0) rebuild = true;
-      if (judge(run, cluster, refcount, reference, fix)) {
+      const text = Number.isFinite(refcount) ? String(refcount) : await stored.exact(cluster);
+      if (judge(run, cluster, refcount, text, reference, fix)) {
         counts[cluster] = reference;
         changed = true;
       }
@@ -297,7 +336,14 @@ export async function compareRefcounts(
 
 /** Tells one difference.
  *  @returns true when it is to be corrected (and is counted so). */
-function judge(run: CheckRun, cluster: number, refcount: number, reference: number, fix: Corrections): boolean {
+function judge(
+  run: CheckRun,
+  cluster: number,
+  refcount: number,
+  text: string,
+  reference: number,
+  fix: Corrections,
+): boolean {
   const leak = refcount > reference;
   const corrects = refcount !== 0 && (leak ? fix.leaks : fix.errors);
   const verb = corrects ? 'Repairing' : leak ? 'Leaked' : 'ERROR';
@@ -310,7 +356,7 @@ function judge(run: CheckRun, cluster: number, refcount: number, reference: numb
   run.find(
     leak ? 'leak' : 'corruption',
     leak ? 'leaked-cluster' : 'refcount-low',
-    `${verb} cluster ${cluster} refcount=${refcount < 2 ** 53 ? refcount : BigInt(refcount)} reference=${reference}`,
+    `${verb} cluster ${cluster} refcount=${text} reference=${reference}`,
     { cluster, refcount, references: reference },
   );
   return corrects;

@@ -154,7 +154,7 @@ export class MemoryFiles {
   }
 
   names(): string[] {
-    return [...this.files.keys()].sort();
+    return [...this.files.keys()].sort((a, b) => (a < b ? -1 : 1));
   }
 
   #require(name: string): MemoryFile {

@@ -1,0 +1,58 @@
+import { describe, expect, it } from 'vitest';
+import { ALL_RULES, type SafetyRules } from '../../../src/core/safety.ts';
+import { type CrashTestOptions, runCrash } from '../../../src/testing/crash.ts';
+import { findViolation } from '../../../src/testing/model.ts';
+import { type Qcow2Variant, qcow2UnderTest } from '../../support/qcow2-under-test.ts';
+
+const LONG = process.env.COWDISK_LONG === '1';
+const SEEDS = LONG ? 20 : 2;
+
+const VARIANTS: Record<string, readonly [Qcow2Variant, Partial<CrashTestOptions>]> = {
+  'new clusters': [{}, {}],
+  'overwritten compressed clusters, zero marks and their reuse': [
+    { content: 'writes' },
+    { weights: { compressed: 15, discard: 20, zero: 15, flush: 8 } },
+  ],
+  'clusters shared with a snapshot': [{ content: 'shared' }, {}],
+  'a backing file': [{}, { backingSize: 10 * 1024 }],
+  'refcounts of 1 bit': [{ refcountBits: 1 }, {}],
+  'refcounts of 64 bits': [{ refcountBits: 64 }, {}],
+  'lazy refcounts': [{ lazyRefcounts: true }, { states: 800 }],
+  'subclusters over a backing file': [{ extendedL2: true }, { size: 64 * 1024, backingSize: 40 * 1024 }],
+  'growth of the L1 table': [{ grow: true }, { weights: { share: 5, flush: 8, compressed: 4 } }],
+  'growth of the refcount table': [
+    { refcountBits: 64, spareClusters: 24 },
+    { states: LONG ? 3000 : 500, weights: { write: 80, flush: 8 } },
+  ],
+};
+
+const BASE = { size: 16 * 1024, operations: 40, states: LONG ? 20_000 : 2500, weights: { compressed: 6, flush: 8, discard: 12 } };
+
+describe('after a cut at any moment, every sector holds its last flushed value or one written since, and check finds leaks at most', () => {
+  for (const [name, [variant, options]] of Object.entries(VARIANTS)) {
+    it(`with ${name}`, async () => {
+      for (let seed = 1; seed <= SEEDS; seed++) await runCrash(qcow2UnderTest(variant), { seed, ...BASE, ...options });
+    });
+  }
+});
+
+describe('the crash test notices', () => {
+  const rules: readonly (readonly [keyof SafetyRules, Qcow2Variant, Partial<CrashTestOptions>])[] = [
+    ['refcountsFirst', {}, {}],
+    // Where refcounts are flushed first, that flush covers the data; with lazy refcounts nothing else does.
+    ['dataFirst', { lazyRefcounts: true }, {}],
+    ['copyAtWriteBack', {}, {}],
+    ['deferredFree', {}, { weights: { discard: 30, compressed: 10, write: 50, flush: 6 } }],
+  ];
+  for (const [rule, variant, options] of rules) {
+    it(`the loss of the rule ${rule}`, async () => {
+      const found = await findViolation(
+        (seed) =>
+          runCrash(qcow2UnderTest(variant), { seed, ...BASE, ...options, rules: { ...ALL_RULES, [rule]: false } }),
+        1,
+        30,
+      );
+      expect(found, `no run failed without ${rule}`).toBeDefined();
+    });
+  }
+});

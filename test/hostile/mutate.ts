@@ -1,0 +1,169 @@
+/** Makes hostile images: one recipe per case number, the same for the same seed on every machine.
+ *  Even cases keep the magic and set one field or entry to a boundary value, each kind in turn; odd ones flip bytes, cut the file off,
+ *  append garbage, or set several fields. */
+import type { MemoryStore } from '../../src/storage/memory.ts';
+import { below, seededRandom } from '../../src/testing/random.ts';
+import { type Base, copyOf } from './bases.ts';
+import { type Anatomy, anatomyOf, type Field } from './fields.ts';
+
+/** A base and what is done to it: all that is needed to do it again. */
+export interface Recipe {
+  readonly base: string;
+  /** The kind of field for one-field cases, else how the image was damaged. */
+  readonly kind: string;
+  /** Offset and new bytes in hexadecimal. */
+  readonly edits: readonly (readonly [at: number, hex: string])[];
+  /** Length of the file before anything is appended, where it is cut. */
+  readonly truncate?: number;
+  /** That many seeded bytes behind the end. */
+  readonly append?: { readonly length: number; readonly seed: number };
+  /** Decides what is written, and where. */
+  readonly exercise: number;
+}
+
+export class Mutator {
+  readonly #bases: ReadonlyMap<string, Base>;
+  readonly #names: readonly string[];
+  readonly #anatomies = new Map<string, Anatomy>();
+  /** Of each kind, the fields of each base that has some. */
+  readonly #kinds = new Map<string, (readonly [base: string, fields: readonly Field[]])[]>();
+  readonly #seed: number;
+
+  constructor(bases: ReadonlyMap<string, Base>, seed: number) {
+    this.#bases = bases;
+    this.#names = [...bases.keys()];
+    this.#seed = seed;
+    for (const [name, { bytes }] of bases) {
+      const anatomy = anatomyOf(bytes);
+      this.#anatomies.set(name, anatomy);
+      const fields = new Map<string, Field[]>();
+      for (const field of anatomy.fields) fields.set(field.kind, [...(fields.get(field.kind) ?? []), field]);
+      for (const [kind, found] of fields) {
+        this.#kinds.set(kind, [...(this.#kinds.get(kind) ?? []), [name, found] as const]);
+      }
+    }
+  }
+
+  /** Every kind of field that the bases have. */
+  get kinds(): readonly string[] {
+    return [...this.#kinds.keys()];
+  }
+
+  recipe(index: number): Recipe {
+    const random = seededRandom(Math.imul(this.#seed, 0x9e37_79b1) + index);
+    const half = Math.floor(index / 2);
+    return index % 2 === 0 ? this.#oneField(half, random) : this.#random(half, random);
+  }
+
+  #oneField(turn: number, random: () => number): Recipe {
+    const kind = this.kinds[turn % this.kinds.length] as string;
+    const places = this.#kinds.get(kind) as (readonly [string, readonly Field[]])[];
+    const [base, fields] = places[Math.floor(turn / this.kinds.length) % places.length] as (typeof places)[number];
+    const field = pick(random, fields);
+    return { base, kind, edits: [this.#set(base, field, random)], exercise: below(random, 0x1_0000_0000) };
+  }
+
+  #set(base: string, field: Field, random: () => number): readonly [number, string] {
+    const { bytes } = this.#bases.get(base) as Base;
+    let old = 0n;
+    for (let i = 0; i < field.bytes; i++) old = old * 256n + BigInt(bytes[field.at + i] as number);
+    const width = BigInt(field.bytes * 8);
+    const values = boundaries(field, old, width, this.#anatomies.get(base) as Anatomy);
+    for (;;) {
+      const value = BigInt.asUintN(Number(width), pick(random, values));
+      // one value in a few is the old one: no damage, no case
+      if (value !== old) return [field.at, value.toString(16).padStart(field.bytes * 2, '0')];
+    }
+  }
+
+  #random(turn: number, random: () => number): Recipe {
+    const base = this.#names[turn % this.#names.length] as string;
+    const { size, bytes, pages } = this.#bases.get(base) as Base;
+    const anatomy = this.#anatomies.get(base) as Anatomy;
+    const exercise = below(random, 0x1_0000_0000);
+    switch (below(random, 5)) {
+      case 0: {
+        const count = 2 + below(random, 3);
+        const edits = Array.from({ length: count }, () => this.#set(base, pick(random, anatomy.fields), random));
+        return { base, kind: 'several fields', edits, exercise };
+      }
+      case 1:
+        return { base, kind: 'truncated', edits: [], truncate: pickLength(random, size, anatomy), exercise };
+      case 2: {
+        const append = { length: 1 + below(random, 3 * anatomy.clusterSize), seed: below(random, 0x1_0000_0000) };
+        const cut = random() < 0.5 ? { truncate: pickLength(random, size, anatomy) } : {};
+        return { base, kind: 'garbage appended', edits: [], ...cut, append, exercise };
+      }
+      case 3: {
+        // where the header and the tables are dense, flips hurt most
+        const edits = Array.from({ length: 1 + below(random, 8) }, () => {
+          const at = random() < 0.3 ? 4 + below(random, 600) : pick(random, anatomy.fields).at;
+          return flip(bytes, Math.min(at, size - 1), random);
+        });
+        return { base, kind: 'metadata flipped', edits, exercise };
+      }
+      default: {
+        const edits = Array.from({ length: 1 + below(random, 30) }, () => {
+          const [at, page] = pick(random, pages);
+          return flip(bytes, Math.max(4, at + below(random, page.length)), random);
+        });
+        return { base, kind: 'bytes flipped', edits, exercise };
+      }
+    }
+  }
+}
+
+/** The image of a recipe, in memory. */
+export function bake(recipe: Recipe, bases: ReadonlyMap<string, Base>): MemoryStore {
+  const store = copyOf(bases.get(recipe.base) as Base);
+  for (const [at, hex] of recipe.edits) store.write(at, Buffer.from(hex, 'hex'));
+  if (recipe.truncate !== undefined) store.truncate(recipe.truncate);
+  if (recipe.append !== undefined) {
+    const random = seededRandom(recipe.append.seed);
+    const garbage = Uint8Array.from({ length: recipe.append.length }, () => below(random, 256));
+    store.write(store.size, garbage);
+  }
+  return store;
+}
+
+/** What a number of that kind is set to: the ends of every range that somebody may check, or forget to. */
+function boundaries(field: Field, old: bigint, width: bigint, anatomy: Anatomy): bigint[] {
+  const max = (1n << width) - 1n;
+  const half = 1n << (width - 1n);
+  const values = [0n, 1n, 2n, 3n, 5n, 9n, 22n, 64n, max, max - 1n, half, half - 1n, half + 1n];
+  values.push(old + 1n, old - 1n, old * 2n, old / 2n, old + 8n);
+  for (let bit = 0n; bit < width; bit++) values.push(old ^ (1n << bit));
+  if (field.role === 'text') values.push(0x2fn, 0x2en, 0x3an, 0xc3n, 0x7fn);
+  if (width <= 16n) return values;
+  const cluster = BigInt(anatomy.clusterSize);
+  values.push(511n, 512n, 1023n, 1024n, 1025n, 65535n, 65536n, 65537n, (1n << 31n) - 1n, 1n << 31n, (1n << 31n) + 1n);
+  values.push(cluster, cluster - 1n, cluster + 1n, 0x40_0000n, 0x40_0001n);
+  if (width < 64n) return values;
+  for (const exponent of [32n, 40n, 47n, 53n, 55n, 56n, 62n, 63n]) {
+    values.push(1n << exponent, (1n << exponent) - 1n, (1n << exponent) + 1n, (1n << exponent) - cluster);
+  }
+  if (field.role === 'number' || field.role === 'flags') return values;
+  const flags = field.role === 'entry' ? [0n, 1n << 63n, 1n << 62n, 1n, (1n << 63n) + 1n, 3n << 62n, 1n << 57n] : [0n];
+  for (const landmark of anatomy.landmarks) {
+    for (const flag of flags) values.push(BigInt(landmark) | flag);
+    values.push(BigInt(landmark) + 512n, BigInt(landmark) + cluster / 2n, BigInt(landmark) + 1n);
+  }
+  // the table that holds the entry
+  const self = BigInt(field.at) - (BigInt(field.at) % cluster);
+  for (const flag of flags) values.push(self | flag, self | flag);
+  return values;
+}
+
+function flip(bytes: Uint8Array, at: number, random: () => number): readonly [number, string] {
+  const value = random() < 0.5 ? below(random, 256) : (bytes[at] as number) ^ (1 << below(random, 8));
+  return [at, value.toString(16).padStart(2, '0')];
+}
+
+function pickLength(random: () => number, size: number, anatomy: Anatomy): number {
+  const length = random() < 0.5 ? below(random, size) : pick(random, anatomy.landmarks) + below(random, 3) * 256;
+  return Math.min(Math.max(4, length), size - 1);
+}
+
+function pick<T>(random: () => number, list: readonly T[]): T {
+  return list[below(random, list.length)] as T;
+}
