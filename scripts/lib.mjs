@@ -76,7 +76,7 @@ export function dependenciesAreThere() {
  *  @returns what was done, in words; throws when it failed. */
 export async function ensureDependencies() {
   if (dependenciesAreThere()) return 'there already';
-  const status = await npm(['ci', '--ignore-scripts', '--no-progress', '--loglevel=error']);
+  const status = await npm(['ci', '--ignore-scripts', '--include=dev', '--no-progress', '--loglevel=error']);
   if (status !== 0) throw new Error(`npm ci failed with status ${status}`);
   return 'installed';
 }

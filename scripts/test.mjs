@@ -12,14 +12,17 @@ import {
   hasProgram,
   Phases,
   requireNode,
-  ROOT,
   run,
   style,
 } from './lib.mjs';
 
 /** Programs that tests run, the Debian package that has each, and what is not tested without it. */
 const PEERS = [
-  { program: 'qemu-img', package: 'qemu-utils', tests: 'every comparison with the real qemu-img (test/interop and others)' },
+  {
+    program: 'qemu-img',
+    package: 'qemu-utils',
+    tests: 'every comparison with the real qemu-img (test/interop and others)',
+  },
   { program: 'qemu-io', package: 'qemu-utils', tests: 'images written by the real QEMU' },
 ];
 
@@ -34,7 +37,9 @@ const failures = [];
 await phases.run('dependencies', async () => console.log(await ensureDependencies()));
 await phases.run('system packages', systemPackages);
 if ((await phases.run('build', build)) !== 0) end(['build']);
-await phases.run('lint', () => check('lint', ['node_modules/@biomejs/biome/bin/biome', 'check', '--error-on-warnings', '.']));
+await phases.run('lint', () =>
+  check('lint', ['node_modules/@biomejs/biome/bin/biome', 'check', '--error-on-warnings', '.']),
+);
 await phases.run('types', () => check('types', ['node_modules/typescript/bin/tsc', '-p', 'tsconfig.json']));
 const counts = await phases.run(long ? 'tests, the long ones too' : 'tests', tests);
 end(failures, counts);

@@ -225,7 +225,7 @@ export class FdIo {
 }
 
 /** The part of several buffers that is not written yet, in pieces a system call takes. */
-class Vector {
+export class Vector {
   readonly #parts: readonly Uint8Array[];
   #index = 0;
   #skip = 0;

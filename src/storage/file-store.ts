@@ -209,10 +209,7 @@ export class FileStore extends BaseStore {
       if (growing) this.#size = end;
       return options?.fua === true ? this.#io.flush() : undefined;
     }
-    if (growing) {
-      this.#extending++;
-      this.#reach = Math.max(this.#reach, end);
-    }
+    if (growing) this.#reachTo(end);
     return this.#afterWrite(pending, end, growing, options?.fua === true);
   }
 
@@ -224,12 +221,20 @@ export class FileStore extends BaseStore {
       this.#askSize();
       throw error;
     } finally {
-      if (growing) {
-        this.#extending--;
-        if (this.#extending === 0) this.#reach = 0;
-      }
+      if (growing) this.#reached();
     }
     if (fua) await this.#io.flush();
+  }
+
+  /** Something that runs in the pool will make the file at least this long. */
+  #reachTo(end: number): void {
+    this.#extending++;
+    this.#reach = Math.max(this.#reach, end);
+  }
+
+  #reached(): void {
+    this.#extending--;
+    if (this.#extending === 0) this.#reach = 0;
   }
 
   /** Grows the file to `end` where it is shorter, with a hole. */
@@ -276,6 +281,7 @@ export class FileStore extends BaseStore {
     signal: AbortSignal | undefined,
   ): Promise<void> {
     const from = this.#size;
+    this.#reachTo(size);
     try {
       let allocated: NativeOutcome = NOT_AVAILABLE;
       if (mode === 'falloc' && !this.#missing.has('allocate')) {
@@ -283,12 +289,14 @@ export class FileStore extends BaseStore {
         if (allocated === NOT_AVAILABLE) this.#missing.add('allocate');
       }
       if (allocated === NOT_AVAILABLE) await this.#io.writeZeros(from, size - from, signal);
-      this.#size = size;
+      this.#size = Math.max(this.#size, size);
     } catch (error) {
       const failure = this.#resizeFailure(error, size);
       // what was reserved so far is of no use to anyone
       if (this.#size > from) await settleAll([Promise.reject(failure), this.#shrink(from)]);
       throw failure;
+    } finally {
+      this.#reached();
     }
   }
 

@@ -14,6 +14,7 @@ import {
   statSync,
   write as writeWithCallback,
 } from 'node:fs';
+import { sep } from 'node:path';
 import { BlockError, fromSystemError } from '../base/errors.ts';
 import { throwIfAborted } from '../base/job.ts';
 import type { BlockNode } from '../core/node.ts';
@@ -108,7 +109,7 @@ async function remove(name: string): Promise<void> {
 /** The name that `relative`, found in the file `base`, means: absolute names and names with the prefix stand for themselves,
  *  others are put behind the directory part of `base`, letter by letter (`..` stays, as qemu-img shows it).
  *  @param windows backslashes separate as well and `C:` begins an absolute name */
-export function resolveFileName(base: string, relative: string, windows = process.platform === 'win32'): string {
+export function resolveFileName(base: string, relative: string, windows = sep === '\\'): string {
   if (relative.startsWith(SCHEME)) return relative;
   if (relative.startsWith('/')) return relative;
   if (windows && (relative.startsWith('\\') || /^[a-zA-Z]:/.test(relative))) return relative;

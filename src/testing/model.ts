@@ -364,7 +364,8 @@ export class FrozenContents {
   /** With nothing running: the content is the last one, byte for byte. */
   findChange(found: Uint8Array | undefined): string | undefined {
     const wanted = this.#all.at(-1)?.frozen?.content;
-    if (wanted === undefined || found === undefined) return wanted === found ? undefined : 'a frozen content is missing';
+    if (wanted === undefined || found === undefined)
+      return wanted === found ? undefined : 'a frozen content is missing';
     const at = firstDifference(found, wanted);
     return at < 0 ? undefined : `the frozen content has changed at offset ${at}`;
   }
@@ -375,7 +376,8 @@ export class FrozenContents {
     // One that had begun may be there or not, with a content that was never asked for.
     if (this.#all.slice(lastDone + 1).some(({ startTick }) => startTick <= tick)) return undefined;
     const wanted = this.#all[lastDone]?.frozen;
-    if (wanted === undefined || found === undefined) return wanted === found ? undefined : 'a frozen content is missing';
+    if (wanted === undefined || found === undefined)
+      return wanted === found ? undefined : 'a frozen content is missing';
     const wrong = history.findWrong(found, 0, (cell) => wanted.allowed[cell] ?? []);
     return wrong === undefined ? undefined : `frozen: ${wrong}`;
   }

@@ -176,13 +176,14 @@ export async function createTarget(plan: CreatePlan, options: ConvertOptions): P
   const file = await TargetFile.open(protocolOf(name, options.protocols), name, { unsafe: isUnsafe(options), signal });
   let made: { discard(): Promise<void> } | undefined;
   try {
+    const openOptions = windowOption(driver, plan.size, file);
     made = await plan.format(file.file);
     const image = await openImage(file.file, {
       ...openingOptions(options),
       name,
       format: driver.name,
       formats: options.formats.includes(driver) ? options.formats : [driver, ...options.formats],
-      options: windowOption(driver, plan.size, file),
+      options: openOptions,
       readOnly: false,
       references: ownReferences(name, options.references ?? 'deny'),
     });

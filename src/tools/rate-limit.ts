@@ -10,7 +10,7 @@ const BURST_MS = 100;
 export class RateLimit {
   readonly #bytesPerMs: number;
   /** When the bytes taken so far are paid for, milliseconds. */
-  #paid = 0;
+  #paid = performance.now();
 
   constructor(bytesPerSecond: number) {
     this.#bytesPerMs = bytesPerSecond / 1000;

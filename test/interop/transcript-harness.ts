@@ -1,6 +1,6 @@
 /** Runs command lines through the real qemu-img and through ours, each in its own copy of a directory of images, and gives back
  *  what they said and left behind. Images of the fixture directory are made once by the real tools. */
-import { execFile, execFileSync } from 'node:child_process';
+import { type ChildProcess, execFile, execFileSync, fork } from 'node:child_process';
 import {
   existsSync,
   mkdirSync,
@@ -114,12 +114,12 @@ export class Workshop {
     return directory;
   }
 
-  /** Runs the commands in turn; `qemu-img` is the program under test, `program`. */
-  async run(commands: readonly string[], program: string, fixtures: readonly string[]): Promise<Outcome> {
+  /** Runs the commands in turn, in a directory of their own. */
+  async run(commands: readonly string[], program: Program, fixtures: readonly string[]): Promise<Outcome> {
     const directory = await this.directory(fixtures);
     let transcript = '';
     for (const line of commands) {
-      const { stdout, stderr, status } = await spawn(program, splitCommand(line), directory);
+      const { stdout, stderr, status } = await program(splitCommand(line), directory);
       transcript += `$ ${line}\n${mark('  ', stdout)}${mark('! ', stderr)}[${status}]\n`;
     }
     return { transcript: transcript.replaceAll(directory, '<dir>'), directory };
@@ -142,14 +142,64 @@ function normalise(text: string): string {
     .replace(/( {4}\(0\.00\/100%\)\r)( {4}\(\d+\.\d\d\/100%\)\r)*/g, '<0%>');
 }
 
-export function spawn(
-  program: string,
-  args: readonly string[],
-  cwd: string,
-): Promise<{ readonly stdout: string; readonly stderr: string; readonly status: number | string }> {
+export interface Said {
+  readonly stdout: string;
+  readonly stderr: string;
+  readonly status: number | string;
+}
+
+/** Something that runs a command line in a directory. */
+export type Program = (args: readonly string[], directory: string) => Promise<Said>;
+
+/** A program that is started anew for each command. */
+export function started(program: string): Program {
+  return (args, directory) => spawn(program, args, directory);
+}
+
+/** Our program in a process that stays. One command at a time. */
+export class Resident {
+  readonly #child: ChildProcess;
+  readonly #calledAs: string;
+  readonly #ready: Promise<unknown>;
+
+  constructor(program: string) {
+    const runner = fileURLToPath(new URL('transcript-runner.mjs', import.meta.url));
+    this.#calledAs = program;
+    this.#child = fork(runner, [program], { env: environment(), execArgv: [] });
+    this.#ready = this.#next();
+  }
+
+  readonly run: Program = async (args, directory) => {
+    await this.#ready;
+    const said = this.#next();
+    this.#child.send({ calledAs: this.#calledAs, args, directory });
+    return (await said) as Said;
+  };
+
+  stop(): void {
+    this.#child.kill();
+  }
+
+  #next(): Promise<unknown> {
+    return new Promise((resolve, reject) => {
+      const onExit = (code: number | null): void => reject(new Error(`the program ended by itself, status ${code}`));
+      this.#child.once('exit', onExit);
+      this.#child.once('message', (message) => {
+        this.#child.off('exit', onExit);
+        resolve(message);
+      });
+    });
+  }
+}
+
+function environment(): NodeJS.ProcessEnv {
+  const { NODE_EXTRA_CA_CERTS: _, COWDISK_DEBUG: __, ...env } = process.env;
+  return { ...env, LC_ALL: 'C.UTF-8', TZ: 'UTC' };
+}
+
+export function spawn(program: string, args: readonly string[], cwd: string): Promise<Said> {
   return new Promise((resolve) => {
-    const { NODE_EXTRA_CA_CERTS: _, COWDISK_DEBUG: __, ...env } = process.env;
-    const options = { cwd, env: { ...env, LC_ALL: 'C.UTF-8', TZ: 'UTC' }, timeout: TIMEOUT_MS, maxBuffer: 1 << 26 };
+    const options = { cwd, env: environment(), timeout: TIMEOUT_MS, maxBuffer: 1 << 26 };
     execFile(program, [...args], options, (error, stdout, stderr) => {
       resolve({ stdout, stderr, status: error === null ? 0 : (error.code ?? error.signal ?? 'failed') });
     });
@@ -188,15 +238,15 @@ function filesOf(directory: string): string[] {
   );
 }
 
-/** Calls `body` for each item, `width` at a time. */
-export async function inParallel<T>(
+/** Calls `body` for each item, as many at a time as there are workers. */
+export async function inParallel<T, W>(
   items: readonly T[],
-  width: number,
-  body: (item: T) => Promise<void>,
+  workers: readonly W[],
+  body: (item: T, worker: W) => Promise<void>,
 ): Promise<void> {
   let next = 0;
-  const worker = async (): Promise<void> => {
-    for (let i = next++; i < items.length; i = next++) await body(items[i] as T);
+  const work = async (worker: W): Promise<void> => {
+    for (let i = next++; i < items.length; i = next++) await body(items[i] as T, worker);
   };
-  await Promise.all(Array.from({ length: width }, worker));
+  await Promise.all(workers.map(work));
 }

@@ -5,13 +5,17 @@ import {
   compareDirectories,
   hasQemuImg,
   inParallel,
+  Resident,
   requireBuild,
   splitCommand,
+  started,
   Workshop,
 } from './transcript-harness.ts';
 
 /** Processes at a time. */
 const WIDTH = 2;
+/** Every so many cases the program is started as users start it; the others run in processes that stay. */
+const STARTED_EACH = 12;
 const MINUTES = 60_000;
 
 const cases: readonly Case[] = CASES.map((entry) => (typeof entry === 'string' ? { line: entry } : entry));
@@ -49,33 +53,43 @@ function mentions(word: string, name: string): boolean {
   return (before === undefined || !/[\w.-]/.test(before)) && (after === undefined || !/[\w.-]/.test(after));
 }
 
+function prepareFixtures(workshop: Workshop): void {
+  for (const [name, content] of Object.entries(FILES)) workshop.write(name, Buffer.from(content, 'latin1'));
+  for (const fixture of Object.values(FIXTURES)) workshop.prepare(fixture.make);
+  for (const [name, { from, at }] of Object.entries(DAMAGED)) {
+    const bytes = Uint8Array.from(workshop.read(from));
+    for (const [offset, patch] of at) bytes.set(patch, offset);
+    workshop.write(name, bytes);
+  }
+}
+
 describe.skipIf(!hasQemuImg() && process.env['CI'] === undefined)(
   'called qemu-img, the program answers as qemu-img does',
   () => {
     const results = new Map<Case, Result>();
     let workshop: Workshop;
+    let residents: Resident[] = [];
 
     beforeAll(async () => {
       if (process.env['COWDISK_PROGRAM'] === undefined) requireBuild();
       workshop = new Workshop();
-      for (const [name, content] of Object.entries(FILES)) workshop.write(name, Buffer.from(content, 'latin1'));
-      for (const fixture of Object.values(FIXTURES)) workshop.prepare(fixture.make);
-      for (const [name, { from, at }] of Object.entries(DAMAGED)) {
-        const bytes = Uint8Array.from(workshop.read(from));
-        for (const [offset, patch] of at) bytes.set(patch, offset);
-        workshop.write(name, bytes);
-      }
-      await inParallel(cases, WIDTH, async (entry) => {
+      prepareFixtures(workshop);
+      residents = Array.from({ length: WIDTH }, () => new Resident(workshop.ours));
+      await inParallel(cases, residents, async (entry, resident) => {
         const commands = entry.line.split('; ');
         const fixtures = fixturesOf(entry.line);
-        const theirs = await workshop.run(commands, 'qemu-img', fixtures);
-        const ours = await workshop.run(commands, workshop.ours, fixtures);
+        const theirs = await workshop.run(commands, started('qemu-img'), fixtures);
+        const program = cases.indexOf(entry) % STARTED_EACH === 0 ? started(workshop.ours) : resident.run;
+        const ours = await workshop.run(commands, program, fixtures);
         const files = await compareDirectories(theirs.directory, ours.directory);
         results.set(entry, { theirs: theirs.transcript, ours: ours.transcript, files });
       });
     }, 5 * MINUTES);
 
-    afterAll(() => workshop?.dispose());
+    afterAll(() => {
+      for (const resident of residents) resident.stop();
+      workshop?.dispose();
+    });
 
     it.each(cases)('qemu-img $line', (entry) => {
       const { ours, theirs, files } = results.get(entry) as Result;

@@ -222,6 +222,14 @@ describe('FileStore', () => {
     await store.close();
   });
 
+  it('has written every zero when a long emulated request ends', async () => {
+    const store = openStore('emulated-long', none, new Uint8Array(9_000_000).fill(1));
+    await store.writeZeroes(0, 9_100_000);
+    expect(store.size).toBe(9_100_000);
+    expect(readFileSync(path('emulated-long')).equals(Buffer.alloc(9_100_000))).toBe(true);
+    await store.close();
+  });
+
   it.runIf(punches)('punches and allocates again where there is no zero range but space must be kept', async () => {
     const store = openStore('again', changed({ zeroRange: () => NOT_AVAILABLE }), new Uint8Array(65_536).fill(1));
     await store.writeZeroes(0, 65_536, { fastOnly: true });

@@ -77,7 +77,10 @@ export async function createQcow2Bytes(size: number, variant: Qcow2Variant, hasB
   return file;
 }
 
-export async function checkQcow2(file: MemoryStore, fix: CheckFix = 'none'): Promise<CheckResult & { lines: string[] }> {
+export async function checkQcow2(
+  file: MemoryStore,
+  fix: CheckFix = 'none',
+): Promise<CheckResult & { lines: string[] }> {
   const lines: string[] = [];
   const header = await readHeader(file, 'disk', { readOnly: true, forCheck: true });
   const result = await checkImageTables(
@@ -250,4 +253,3 @@ async function leak(file: MemoryStore, spare: number): Promise<void> {
   await file.write(header.refcountTableOffset, new Uint8Array(table.buffer));
   await file.truncate(limit * clusterSize);
 }
-

@@ -79,7 +79,7 @@ function checkFailure(cli: Cli, source: ImageSource, fix: CheckFix, begun: boole
 function viewOf(report: CheckReport, source: ImageSource): CheckView {
   const { result } = report;
   return {
-    filename: source.shown ?? report.name,
+    filename: source.label,
     format: report.format,
     checkErrors: result.checkErrors,
     corruptions: result.corruptions,

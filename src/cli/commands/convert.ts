@@ -36,7 +36,7 @@ import type { VerbSpec } from '../verbs/common.ts';
 import type { Command } from '../verbs/index.ts';
 import { referencePolicy, refusal, type Scanned, scan } from './common.ts';
 import { progressAsked } from './compare.ts';
-import { addBackingOptions, creatable, optionHelp, tooLarge } from './create.ts';
+import { addBackingOptions, creatable, describeCreation, optionHelp, tooLarge } from './create.ts';
 
 const SECTOR = 512;
 const MAX_SPARSE = 16 * 1024 * 1024;
@@ -394,8 +394,9 @@ class Conversion {
         cause: error,
       });
     }
-    if (error.code === 'TOO_LARGE') return this.#framed(name, driver.name, tooLarge(driver), error);
-    return this.#framed(name, driver.name, qemuText(error).text, error);
+    if (error.code === 'TOO_LARGE' && error.reason !== 'raw.device-small')
+      return this.#framed(name, driver.name, tooLarge(driver), error);
+    return this.#framed(name, driver.name, describeCreation(this.#cli, name, error).text, error);
   }
 
   #framed(name: string, format: string, text: string, cause?: unknown): Failure {

@@ -1,6 +1,6 @@
 /** `create`: a new, empty image. Owns the order of the checks, which is qemu-img's: what is refused before the `Formatting` line is
  *  printed, and what after it. */
-import { isBlockError } from '../../base/errors.ts';
+import { type BlockError, isBlockError } from '../../base/errors.ts';
 import type { FormatDriver } from '../../core/format.ts';
 import { planCreate } from '../../image/create.ts';
 import { type ImageDrivers, openImage } from '../../image/open.ts';
@@ -20,7 +20,7 @@ import { formatNamed, loadDrivers } from '../drivers.ts';
 import { Failure } from '../failure.ts';
 import { sizeArgument } from '../numbers.ts';
 import { appendOptionList, asksForHelp, parseOptionList } from '../option-list.ts';
-import { describeError } from '../render/describe.ts';
+import { type Description, describeError } from '../render/describe.ts';
 import type { Command } from '../verbs/index.ts';
 import { type Scanned, scan } from './common.ts';
 
@@ -109,6 +109,13 @@ export function addBackingOptions(
     }
     values.set('backing_fmt', { text: backingFormat, value: backingFormat });
   }
+}
+
+/** Words for an error of creating `target`. QEMU creates in one step where we look and open first. */
+export function describeCreation(cli: Cli, target: string, error: BlockError): Description {
+  const { text, hint } = describeError(error, cli.personality);
+  const own = cli.personality.qemu && error.details['name'] === target;
+  return { text: own ? text.replace(/^Could not open /, 'Could not create ') : text, hint };
 }
 
 /** QEMU's message when a size cannot be had.
@@ -233,7 +240,7 @@ class Creation {
     if (!isBlockError(error) || error.code === 'ABORTED' || error.code === 'INTERNAL') return error;
     if (this.#cli.personality.qemu && error.code === 'TOO_LARGE')
       return new Failure(tooLarge(driver), { cause: error });
-    const { text, hint } = describeError(error, this.#cli.personality);
+    const { text, hint } = describeCreation(this.#cli, this.#file, error);
     return new Failure(text, { cause: error, ...(hint === undefined ? {} : { trailer: hint }) });
   }
 }

@@ -46,6 +46,12 @@ const TEXTS: Readonly<Record<string, TextRule>> = {
   'create.same-name': 'Error: Trying to create an image with the same filename as the backing file',
   'create.format-without-backing': 'Backing format cannot be used without backing file',
   'raw.preallocation': ({ mode }) => `Unsupported preallocation mode: ${mode}`,
+  'raw.device-small': 'Cannot grow device files',
+  'option.choice': ({ name, value }) =>
+    // A file's preallocation is read by other code than that of the formats.
+    name === 'preallocation'
+      ? `invalid parameter value: ${value}`
+      : `Parameter '${name}' does not accept value '${value}'`,
   'raw.window-size': ({ size }) =>
     typeof size === 'number' && size % 512 !== 0 ? 'Specified size is not multiple of 512' : undefined,
   'raw.window': ({ offset, size, fileSize }) =>

@@ -80,6 +80,8 @@ export class Allocator {
         await this.reapDurably();
         continue;
       }
+      // Whatever is watched otherwise: an entry that names cluster 0 names nothing, so it would be handed out again and again.
+      if (first === 0) await this.#state.fatal('allocation-zero', 'Preventing invalid allocation at offset 0');
       if (await this.#cover(first, count)) continue;
       await this.#metadata.requireNoOverlap(first * geometry.clusterSize, count * geometry.clusterSize);
       await this.#state.markDirty();
@@ -98,7 +100,10 @@ export class Allocator {
   async #cover(first: number, count: number): Promise<boolean> {
     if (await this.#refcounts.counts(first, count)) return false;
     await this.#state.markDirty();
-    for (const offset of await this.#refcounts.createBlocks(first, count)) this.#metadata.add(offset, 'refcount block');
+    const guard = (offset: number, length: number): Promise<void> => this.#metadata.requireNoOverlap(offset, length);
+    for (const offset of await this.#refcounts.createBlocks(first, count, guard)) {
+      this.#metadata.add(offset, 'refcount block');
+    }
     return true;
   }
 

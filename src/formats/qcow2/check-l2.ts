@@ -63,50 +63,63 @@ export async function countL1(
   const table = await readL1(run, l1);
   const { clusterSize, l2Coverage } = run.geometry;
   const scan = new L2Scan(run, references, overlaps, l1.active);
+  /** L1 indexes whose tables are to be read; their entries are judged in order, each before its table. */
   let pending: number[] = [];
-  const scanPending = async (): Promise<void> => {
-    const offsets = pending;
+  let reached = 0;
+  const scanPending = async (end: number): Promise<void> => {
+    const indexes = pending;
     pending = [];
+    const offsets = indexes.map((index) => l2OffsetAt(table, index));
     try {
-      await readTables(run, offsets, clusterSize, (index, view, at) => scan.table(view, at, offsets[index] as number));
+      await readTables(run, offsets, clusterSize, (at, view, start) => {
+        countL2Table(run, references, table, indexes[at] as number);
+        return scan.table(view, start, offsets[at] as number);
+      });
     } catch (cause) {
       throw run.ioFailure('ERROR: I/O error in check_refcounts_l2', cause);
     }
+    if (l1.active) run.advance((end - reached) * l2Coverage);
+    reached = end;
   };
-  let scanned = 0;
   for (let index = 0; index < l1.size; index++) {
-    const high = table.getUint32(index * TABLE_ENTRY_BYTES);
-    const low = table.getUint32(index * TABLE_ENTRY_BYTES + 4);
-    if (high === 0 && low === 0) continue;
-    const offset = entryOffset(high, low);
-    const reserved = l1HasReserved(high, low);
-    const fine = !reserved && references.canAdd(offset);
-    // findings come in table order: what is wrong with this entry is told after the tables before it
-    if (!fine && pending.length > 0) await scanPending();
-    if (reserved)
-      run.corruption('l1-reserved', `ERROR found L1 entry with reserved bits set: ${entryHex(high, low)}`, { index });
-    references.add(offset, clusterSize, offsetText(offset, high % 0x100_0000, low - (low % 512)));
-    if (low % clusterSize >= 512) {
-      run.corruption(
-        'l2-unaligned',
-        `ERROR l2_offset=${entryHex(high % 0x100_0000, low - (low % 512))}: Table is not cluster aligned; L1 entry corrupted`,
-        {
-          index,
-          offset,
-        },
-      );
-    }
-    // a table past the end of the file reads as zero and refers to nothing
-    if (offset < references.fileSize) pending.push(offset);
-    if (pending.length >= BATCH) await scanPending();
-    if (run.restDue) {
-      if (l1.active) run.advance((index - scanned) * l2Coverage);
-      scanned = index;
-      await run.rest();
+    const at = index * TABLE_ENTRY_BYTES;
+    if (table.getUint32(at) === 0 && table.getUint32(at + 4) === 0) continue;
+    if (l2OffsetAt(table, index) < references.fileSize) {
+      pending.push(index);
+      if (pending.length >= BATCH) await scanPending(index + 1);
+    } else {
+      // a table past the end of the file reads as zero and refers to nothing
+      if (pending.length > 0) await scanPending(index);
+      countL2Table(run, references, table, index);
+      if (run.restDue) await run.rest();
     }
   }
-  if (pending.length > 0) await scanPending();
-  if (l1.active) run.advance((l1.size - scanned) * l2Coverage);
+  await scanPending(l1.size);
+}
+
+function l2OffsetAt(table: DataView, index: number): number {
+  const at = index * TABLE_ENTRY_BYTES;
+  return entryOffset(table.getUint32(at), table.getUint32(at + 4));
+}
+
+/** Judges L1 entry `index` and counts the L2 table it names. */
+function countL2Table(run: CheckRun, references: References, table: DataView, index: number): void {
+  const { clusterSize } = run.geometry;
+  const high = table.getUint32(index * TABLE_ENTRY_BYTES);
+  const low = table.getUint32(index * TABLE_ENTRY_BYTES + 4);
+  if (l1HasReserved(high, low)) {
+    run.corruption('l1-reserved', `ERROR found L1 entry with reserved bits set: ${entryHex(high, low)}`, { index });
+  }
+  const offset = entryOffset(high, low);
+  const offsetLow = low - (low % 512);
+  references.add(offset, clusterSize, offsetText(offset, high % 0x100_0000, offsetLow));
+  if (offsetLow % clusterSize !== 0) {
+    run.corruption(
+      'l2-unaligned',
+      `ERROR l2_offset=${entryHex(high % 0x100_0000, offsetLow)}: Table is not cluster aligned; L1 entry corrupted`,
+      { index, offset },
+    );
+  }
 }
 
 /** L2 tables judged in one go; bounds memory and keeps progress moving. */

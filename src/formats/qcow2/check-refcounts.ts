@@ -3,6 +3,8 @@
  *  Write order of corrections: any, because a count is only moved to the number of references that exist; the caller flushes
  *  before it relies on them.
  *  Invariant: a refcount block whose place is unknown (unaligned, past the end) is never written. */
+
+import { setU64 } from '../../bytes/ints.ts';
 import { allocateCounts, type CountArray, growCounts } from './check-counts.ts';
 import type { References } from './check-references.ts';
 import { CHECK_IO, type CheckRun, entryHex } from './check-run.ts';
@@ -280,6 +282,50 @@ export class StoredRefcounts {
       if (getRefcount(view, i, refcountOrder) !== count) setRefcount(view, i, refcountOrder, count);
     }
     await run.file.write(offset, block);
+  }
+
+  /** Takes `count` clusters in a range that no refcount block counts yet, after the new blocks for it, and gives them refcount one.
+   *  Write order: blocks, flush, then the table entries that name them.
+   *  @returns the first of them; `undefined` when the table has no such range left. */
+  async extend(count: number): Promise<number | undefined> {
+    const run = this.#run;
+    const { clusterSize, refcountBlockEntries } = run.geometry;
+    let blocks = 1;
+    while (blocks * refcountBlockEntries < blocks + count) blocks++;
+    const index = this.#findEmptyEntries(blocks);
+    if (index === undefined) return undefined;
+    const first = index * refcountBlockEntries;
+    this.set(first, blocks + count, 1);
+    const entries = new Uint8Array(blocks * TABLE_ENTRY_BYTES);
+    for (let i = 0; i < blocks; i++) {
+      const offset = (first + i) * clusterSize;
+      setU64(new DataView(entries.buffer), i * TABLE_ENTRY_BYTES, offset);
+      await run.file.write(offset, this.#encodeBlock(index + i));
+    }
+    await run.file.flush();
+    await run.file.write(run.header.refcountTableOffset + index * TABLE_ENTRY_BYTES, entries);
+    new Uint8Array(this.#table.buffer, this.#table.byteOffset).set(entries, index * TABLE_ENTRY_BYTES);
+    return first + blocks;
+  }
+
+  /** The first of `count` neighbouring table entries without block. */
+  #findEmptyEntries(count: number): number | undefined {
+    let empty = 0;
+    for (let index = 0; index * TABLE_ENTRY_BYTES < this.#table.byteLength; index++) {
+      empty = blockOffsetAt(this.#table, index) === 0 ? empty + 1 : 0;
+      if (empty === count) return index - count + 1;
+    }
+    return undefined;
+  }
+
+  #encodeBlock(index: number): Uint8Array {
+    const { refcountBlockEntries, refcountOrder, clusterSize } = this.#run.geometry;
+    const block = new Uint8Array(clusterSize);
+    const view = new DataView(block.buffer);
+    const first = index * refcountBlockEntries;
+    const entries = Math.min(refcountBlockEntries, this.#clusters - first);
+    for (let i = 0; i < entries; i++) setRefcount(view, i, refcountOrder, this.#counts[first + i] as number);
+    return block;
   }
 }
 

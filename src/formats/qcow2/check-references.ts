@@ -78,12 +78,6 @@ export class References {
     for (let cluster = first; cluster <= last; cluster++) this.addCluster(cluster);
   }
 
-  /** Whether counting the cluster at `offset` is no finding. */
-  canAdd(offset: number): boolean {
-    if (offset % this.#clusterSize !== 0 || offset + this.#clusterSize > this.#fileSize) return false;
-    return (this.#counts[offset / this.#clusterSize] as number) < this.#max;
-  }
-
   /** Counts one cluster, which is below `clusters`. */
   addCluster(cluster: number): void {
     const count = this.#counts[cluster] as number;

@@ -151,12 +151,13 @@ export async function rewriteSnapshots(run: CheckRun, stored: StoredRefcounts, t
   const clusters = Math.ceil(bytes.length / clusterSize);
   const oldFirst = Math.floor(old.offset / clusterSize);
   const oldEnd = Math.ceil((old.offset + old.size) / clusterSize);
-  const first = findFree(run, stored, clusters, oldFirst, oldEnd);
+  const gap = findFree(run, stored, clusters, oldFirst, oldEnd);
+  const first = gap ?? (await stored.extend(clusters));
   if (first === undefined) {
     run.obstacle('snapshot-table', 'ERROR failed to update snapshot table: No space left on device');
-    throw run.failure('no refcount block has room for the snapshot table', 'ENOSPC');
+    throw run.failure('the refcount table has no room for the new snapshot table', 'ENOSPC');
   }
-  await setRefcounts(run, stored, first, clusters, () => 1);
+  if (gap !== undefined) await setRefcounts(run, stored, first, clusters, () => 1);
   await run.file.flush();
   const offset = first * clusterSize;
   await run.file.write(offset, bytes);

@@ -111,12 +111,14 @@ async function countSnapshots(
       count: entries.length,
     });
   }
-  for (const { id, name, l1Offset, l1Size } of entries) {
+  for (const { id, name, l1Offset, l1OffsetExact, l1Size } of entries) {
+    const exact = l1OffsetExact ?? BigInt(l1Offset);
+    const text = exact.toString(16);
     const what = `ERROR snapshot ${id} (${name})`;
-    if (l1Offset % clusterSize !== 0) {
+    if (exact % BigInt(clusterSize) !== 0n) {
       run.corruption(
         'snapshot-l1-offset',
-        `${what} l1_offset=0x${l1Offset.toString(16)}: L1 table is not cluster aligned; snapshot table entry corrupted`,
+        `${what} l1_offset=0x${text}: L1 table is not cluster aligned; snapshot table entry corrupted`,
         { id, offset: l1Offset },
       );
     } else if (l1Size > MAX_L1_BYTES / TABLE_ENTRY_BYTES) {
@@ -125,8 +127,10 @@ async function countSnapshots(
         `${what} l1_size=0x${l1Size.toString(16)}: L1 table is too large; snapshot table entry corrupted`,
         { id, size: l1Size },
       );
-    } else {
+    } else if (Number.isFinite(l1Offset)) {
       await countL1(run, references, overlaps, { offset: l1Offset, size: l1Size, active: false });
+    } else {
+      references.add(l1Offset, l1Size * TABLE_ENTRY_BYTES, text);
     }
   }
 }

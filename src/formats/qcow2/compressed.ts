@@ -29,6 +29,8 @@ export class CompressedClusters {
   /** The cluster decoded last, because small reads come in rows; keyed by where its encoded bytes begin. */
   #cachedAt = -1;
   #cached: Uint8Array | undefined;
+  /** Something has been stored since the image was opened. */
+  stored = false;
   /** Ends when every store begun so far has been allocated. */
   #turn: Promise<void> = Promise.resolve();
 
@@ -121,6 +123,7 @@ export class CompressedClusters {
         },
       );
     }
+    this.stored = true;
     const before = this.#turn;
     let done = (): void => undefined;
     this.#turn = new Promise<void>((resolve) => {

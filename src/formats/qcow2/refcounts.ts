@@ -15,6 +15,9 @@ import { hexOf, type Qcow2State } from './image-state.ts';
 /** Byte positions in the header of what a move of the refcount table changes: offset u64, clusters u32. */
 const HEADER_REFCOUNT_TABLE_AT = 48;
 
+/** @throws when bytes `[offset, offset+length)` of the file are in use for metadata. */
+type Guard = (offset: number, length: number) => Promise<void>;
+
 export class Refcounts {
   readonly #state: Qcow2State;
   readonly #slice: number;
@@ -108,16 +111,19 @@ export class Refcounts {
   /** Makes the refcount blocks that the free run `[first, first+count)` lacks, in the first clusters of that run: there they are counted
    *  by a block that exists, by one made just before, or by themselves. (At the start of the range that each of them counts they would
    *  cut every run of clusters into pieces.)
+   *  @param guard throws where the bytes it is given are metadata: a damaged refcount structure calls anything free
    *  @returns host offsets of the blocks made. The run is shorter by them, or the refcount table had to grow first: search again. */
-  async createBlocks(first: number, count: number): Promise<readonly number[]> {
+  async createBlocks(first: number, count: number, guard: Guard): Promise<readonly number[]> {
+    const { clusterSize } = this.#state.geometry;
     const lastIndex = divFloor(first + count - 1, this.#perBlock);
-    if (lastIndex >= this.#tableEntries) return await this.#growTable(lastIndex + 1);
+    if (lastIndex >= this.#tableEntries) return await this.#growTable(lastIndex + 1, guard);
+    await guard(first * clusterSize, count * clusterSize);
     const created: number[] = [];
     for (let index = divFloor(first, this.#perBlock); index <= lastIndex; index++) {
       if ((await this.blockOffset(index)) !== 0) continue;
       const cluster = first + created.length;
       await this.#createBlock(index, cluster);
-      created.push(cluster * this.#state.geometry.clusterSize);
+      created.push(cluster * clusterSize);
     }
     return created;
   }
@@ -189,7 +195,7 @@ export class Refcounts {
   /** A larger refcount table, with the blocks that count it, at the first place that the old one could not count.
    *  Order: blocks and table, flush, header, flush; a cut before the header leaves the old table in force.
    *  @returns host offsets of the new blocks. */
-  async #growTable(minimumEntries: number): Promise<readonly number[]> {
+  async #growTable(minimumEntries: number, guard: Guard): Promise<readonly number[]> {
     const { geometry, file, header, caches, name } = this.#state;
     const { clusterSize, refcountTableEntriesPerCluster } = geometry;
     const first = this.#tableEntries * this.#perBlock;
@@ -212,6 +218,7 @@ export class Refcounts {
       );
     }
     const used = tableClusters + blocks;
+    await guard(first * clusterSize, used * clusterSize);
     const tableOffset = (first + blocks) * clusterSize;
     const area = new Uint8Array(used * clusterSize);
     const view = new DataView(area.buffer);

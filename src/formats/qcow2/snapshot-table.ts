@@ -10,7 +10,7 @@ import { cString } from './features.ts';
 import { MAX_SNAPSHOTS } from './geometry.ts';
 
 const SnapshotHeader = struct('qcow2 snapshot table entry', 40, {
-  l1Offset: [0, u64],
+  l1Offset: [0, flags64],
   l1Size: [8, u32],
   idLength: [12, u16],
   nameLength: [14, u16],
@@ -29,12 +29,16 @@ export const MAX_EXTRA_BYTES = 1024;
 /** The whole table. */
 const MAX_TABLE_BYTES = 1024 * MAX_SNAPSHOTS;
 const MAX_TABLE_SPAN = 0x7fff_ffff;
+const MAX_SAFE = BigInt(Number.MAX_SAFE_INTEGER);
 const NO_ICOUNT = 0xffff_ffff_ffff_ffffn;
 
 export interface SnapshotEntry {
   readonly id: string;
   readonly name: string;
+  /** `Infinity` when recorded above 2^53-1. */
   readonly l1Offset: number;
+  /** Where `l1Offset` is `Infinity`: what is recorded. */
+  readonly l1OffsetExact?: bigint;
   /** L1 entries, not bytes. */
   readonly l1Size: number;
   /** Bytes; `Infinity` when recorded above 2^53-1. */
@@ -143,7 +147,8 @@ function decodeEntry(fixed: FixedPart, extra: Uint8Array, names: Uint8Array, vir
   return {
     id: cString(rawId),
     name: cString(rawName),
-    l1Offset: fixed.l1Offset,
+    l1Offset: fixed.l1Offset > MAX_SAFE ? Number.POSITIVE_INFINITY : Number(fixed.l1Offset),
+    ...(fixed.l1Offset > MAX_SAFE ? { l1OffsetExact: fixed.l1Offset } : {}),
     l1Size: fixed.l1Size,
     vmStateSize: extra.length >= 8 ? u64.get(view, 0, false) : fixed.vmStateSize,
     diskSize: extra.length >= 16 ? u64.get(view, 8, false) : virtualSize,
@@ -183,7 +188,7 @@ function encodeEntry(entry: SnapshotEntry, table: Uint8Array, at: number): void 
   const extraLength = extraSize(entry);
   SnapshotHeader.encode(
     {
-      l1Offset: entry.l1Offset,
+      l1Offset: entry.l1OffsetExact ?? BigInt(entry.l1Offset),
       l1Size: entry.l1Size,
       idLength: entry.rawId.length,
       nameLength: entry.rawName.length,

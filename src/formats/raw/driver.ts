@@ -26,6 +26,8 @@ const createOptions = defineOptions({
 async function open(context: OpenContext, options: OptionsOf<typeof openOptions>): Promise<RawNode> {
   const { file, name } = context;
   const { offset, size: window } = options;
+  // A pipe has no size before it is written.
+  if (file.supports.access === 'forward') return new RawNode(file, name, context.readOnly, offset, window);
   if (offset > file.size || (window !== undefined && window > file.size - offset)) {
     throw new BlockError(
       'OPTION',

@@ -26,7 +26,12 @@ const VARIANTS: Record<string, readonly [Qcow2Variant, Partial<CrashTestOptions>
   ],
 };
 
-const BASE = { size: 16 * 1024, operations: 40, states: LONG ? 20_000 : 2500, weights: { compressed: 6, flush: 8, discard: 12 } };
+const BASE = {
+  size: 16 * 1024,
+  operations: 40,
+  states: LONG ? 20_000 : 2500,
+  weights: { compressed: 6, flush: 8, discard: 12 },
+};
 
 describe('after a cut at any moment, every sector holds its last flushed value or one written since, and check finds leaks at most', () => {
   for (const [name, [variant, options]] of Object.entries(VARIANTS)) {

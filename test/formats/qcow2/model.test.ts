@@ -19,7 +19,7 @@ const VARIANTS: Record<string, readonly [Qcow2Variant, Partial<ModelOptions>]> =
   'refcounts of 64 bits': [{ refcountBits: 64, content: 'writes' }, {}],
   'lazy refcounts': [{ lazyRefcounts: true }, {}],
   'clusters shared with a snapshot': [{ content: 'shared' }, {}],
-  'subclusters': [{ extendedL2: true }, { size: 128 * 1024 }],
+  subclusters: [{ extendedL2: true }, { size: 128 * 1024 }],
   'subclusters over a backing file': [{ extendedL2: true }, { size: 128 * 1024, backingSize: 70 * 1024 }],
   'requests smaller than a sector': [{ clusterSize: 2048 }, { cellSize: 64, longest: 100 }],
   'a refcount table that must grow': [{ refcountBits: 64, spareClusters: 40 }, {}],
@@ -48,7 +48,8 @@ describe('the model test notices', () => {
   for (const [rule, variant, options] of rules) {
     it(`the loss of the rule ${rule}`, async () => {
       const found = await findViolation(
-        (seed) => runModel(qcow2UnderTest(variant), { seed, ...BASE, ...options, rules: { ...ALL_RULES, [rule]: false } }),
+        (seed) =>
+          runModel(qcow2UnderTest(variant), { seed, ...BASE, ...options, rules: { ...ALL_RULES, [rule]: false } }),
         1,
         60,
       );

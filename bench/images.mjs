@@ -1,0 +1,200 @@
+/** The images that the benchmark works on, made once and kept: a disk of real files, half full, and a sparse giant with a million clusters.
+ *  Made from files of this machine, in one order, so that a machine always gets the same. */
+import { spawnSync } from 'node:child_process';
+import {
+  closeSync,
+  copyFileSync,
+  existsSync,
+  ftruncateSync,
+  lstatSync,
+  mkdirSync,
+  openSync,
+  readdirSync,
+  readFileSync,
+  renameSync,
+  rmSync,
+  writeSync,
+} from 'node:fs';
+import { dirname, join } from 'node:path';
+
+const MiB = 2 ** 20;
+const GiB = 2 ** 30;
+const TiB = 2 ** 40;
+/** Raise it when an image is made differently. */
+const VERSION = 1;
+
+/** Makes what is missing. @returns names of the images in `directory`. */
+export function prepareImages(directory, say) {
+  mkdirSync(directory, { recursive: true });
+  const path = (name) => join(directory, `v${VERSION}-${name}`);
+  const images = {
+    raw: path('half-full.raw'),
+    qcow2: path('half-full.qcow2'),
+    compressed: path('half-full-compressed.qcow2'),
+    giant: path('giant.qcow2'),
+  };
+  make(images.raw, say, (file) => makeDisk(file, `${file}.tree`));
+  make(images.qcow2, say, (file) => qemuImg('convert', '-f', 'raw', '-O', 'qcow2', images.raw, file));
+  make(images.compressed, say, (file) => qemuImg('convert', '-c', '-f', 'raw', '-O', 'qcow2', images.raw, file));
+  make(images.giant, say, makeGiant);
+  return images;
+}
+
+function make(file, say, body) {
+  if (existsSync(file)) return;
+  say(`making ${file.slice(file.lastIndexOf('/') + 1)} …`);
+  const unfinished = `${file}.unfinished`;
+  rmSync(unfinished, { force: true });
+  body(unfinished);
+  renameSync(unfinished, file);
+}
+
+function qemuImg(...args) {
+  const { status, stderr } = spawnSync('qemu-img', args, { encoding: 'utf8' });
+  if (status !== 0) throw new Error(`qemu-img ${args[0]}: ${stderr}`);
+}
+
+/** A disk of 1 GiB with about 512 MiB of the files below /usr: an ext4 file system, or, where that cannot be made, the files end to end. */
+function makeDisk(file, tree) {
+  const files = someFiles(512 * MiB);
+  const mkfs = ['/sbin/mkfs.ext4', '/usr/sbin/mkfs.ext4'].find((path) => existsSync(path));
+  if (mkfs === undefined) return makeConcatenation(file, files);
+  rmSync(tree, { recursive: true, force: true });
+  for (const name of files) {
+    mkdirSync(join(tree, dirname(name)), { recursive: true });
+    copyFileSync(name, join(tree, name));
+  }
+  closeSync(sized(file, GiB));
+  const { status, stderr } = spawnSync(mkfs, ['-q', '-F', '-d', tree, file], { encoding: 'utf8' });
+  rmSync(tree, { recursive: true, force: true });
+  if (status !== 0) throw new Error(`mkfs.ext4: ${stderr}`);
+}
+
+function makeConcatenation(file, files) {
+  const fd = sized(file, GiB);
+  let at = 0;
+  for (const name of files) {
+    const bytes = readFileSync(name);
+    // Every file is followed by as much of nothing.
+    for (let done = 0; done < bytes.length && at < GiB; at += 2 * MiB) {
+      done += writeSync(fd, bytes, done, Math.min(MiB, bytes.length - done), at);
+    }
+  }
+  closeSync(fd);
+}
+
+function sized(file, size) {
+  const fd = openSync(file, 'w+');
+  ftruncateSync(fd, size);
+  return fd;
+}
+
+/** Regular files below /usr in alphabetical order, every third one (else it would be programs alone), up to so many bytes. */
+function someFiles(total) {
+  const found = [];
+  const walk = (directory) => {
+    for (const entry of readdirSync(directory, { withFileTypes: true }).sort((a, b) => (a.name < b.name ? -1 : 1))) {
+      const path = join(directory, entry.name);
+      if (entry.isDirectory()) walk(path);
+      else if (entry.isFile()) found.push(path);
+    }
+  };
+  walk('/usr');
+  const chosen = [];
+  let bytes = 0;
+  for (let start = 0; start < 3; start++) {
+    for (let i = start; i < found.length; i += 3) {
+      const { size } = lstatSync(found[i]);
+      if (size === 0 || size > 16 * MiB) continue;
+      if (bytes + size > total) return chosen;
+      chosen.push(found[i]);
+      bytes += size;
+    }
+  }
+  return chosen;
+}
+
+/** 1 TiB, version 3, clusters of 64 KiB, 1,048,576 of them allocated in 65,536 runs of 16, a run in every 16 MiB of the disk; the runs lie in
+ *  the file in another order than on the disk. Tables only: the data is one hole. */
+function makeGiant(file) {
+  const cluster = 64 * 1024;
+  const runs = 65_536;
+  const perRun = 16;
+  const tables = TiB / (cluster * (cluster / 8));
+  const dataClusters = runs * perRun;
+  const perBlock = cluster / 2;
+  const fixed = 3 + tables; // header, refcount table, L1 table, L2 tables
+  const blocks = Math.ceil((fixed + dataClusters) / (perBlock - 1)) + 1;
+  const total = fixed + blocks + dataClusters;
+  const [blocksAt, l1At, l2At] = [2, 2 + blocks, 3 + blocks];
+  const dataAt = l2At + tables;
+
+  const fd = sized(file, total * cluster);
+  const header = Buffer.alloc(112);
+  header.write('QFI\xfb', 'latin1');
+  header.writeUInt32BE(3, 4);
+  header.writeUInt32BE(16, 20);
+  header.writeBigUInt64BE(BigInt(TiB), 24);
+  header.writeUInt32BE(tables, 36);
+  header.writeBigUInt64BE(BigInt(l1At * cluster), 40);
+  header.writeBigUInt64BE(BigInt(cluster), 48);
+  header.writeUInt32BE(1, 56);
+  header.writeUInt32BE(4, 96);
+  header.writeUInt32BE(104, 100);
+  writeSync(fd, header, 0, header.length, 0);
+  writeSync(
+    fd,
+    entries(blocks, (i) => (blocksAt + i) * cluster, 0),
+    0,
+    blocks * 8,
+    cluster,
+  );
+  writeSync(
+    fd,
+    entries(tables, (i) => (l2At + i) * cluster, 0x8000_0000),
+    0,
+    tables * 8,
+    l1At * cluster,
+  );
+
+  const counts = Buffer.alloc(blocks * cluster);
+  for (let i = 0; i < total; i++) counts.writeUInt16BE(1, i * 2);
+  writeSync(fd, counts, 0, counts.length, blocksAt * cluster);
+
+  const order = shuffled(runs);
+  const perTable = cluster / 8;
+  const perSlot = (TiB / cluster / runs) | 0;
+  const table = Buffer.alloc(cluster);
+  for (let t = 0; t < tables; t++) {
+    table.fill(0);
+    for (let first = 0; first < perTable; first += perSlot) {
+      const run = order[(t * perTable + first) / perSlot];
+      for (let i = 0; i < perRun; i++) entry(table, first + i, (dataAt + run * perRun + i) * cluster, 0x8000_0000);
+    }
+    writeSync(fd, table, 0, cluster, (l2At + t) * cluster);
+  }
+  closeSync(fd);
+}
+
+function entries(count, offsetOf, flags) {
+  const bytes = Buffer.alloc(count * 8);
+  for (let i = 0; i < count; i++) entry(bytes, i, offsetOf(i), flags);
+  return bytes;
+}
+
+function entry(bytes, index, offset, flags) {
+  bytes.writeUInt32BE(flags + Math.floor(offset / 2 ** 32), index * 8);
+  bytes.writeUInt32BE(offset % 2 ** 32, index * 8 + 4);
+}
+
+/** The numbers below `count` in an order that looks random and is always the same. */
+function shuffled(count) {
+  const order = Array.from({ length: count }, (_, i) => i);
+  let state = 12345;
+  for (let i = count - 1; i > 0; i--) {
+    state = (Math.imul(state, 1103515245) + 12345) >>> 0;
+    const j = state % (i + 1);
+    [order[i], order[j]] = [order[j], order[i]];
+  }
+  return order;
+}

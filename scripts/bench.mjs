@@ -1,0 +1,219 @@
+/** `npm run bench`: cowdisk and the real qemu-img do the same work in turn (A B A B …), both with default flags; the ratio of each pair is taken,
+ *  and the median of these is what counts. Absolute times drift with whatever else a machine does; the ratio of neighbours hardly does.
+ *  Options: --runs=N pairs (5), --only=NAME,…, --json. COWDISK_BENCH_DIR: where the images are kept (some 3 GiB). */
+import { createHash } from 'node:crypto';
+import { existsSync, readFileSync, rmSync, statSync } from 'node:fs';
+import { createRequire } from 'node:module';
+import { arch, cpus, release, tmpdir, totalmem } from 'node:os';
+import { join } from 'node:path';
+import { parseArgs } from 'node:util';
+import { prepareImages } from '../bench/images.mjs';
+import {
+  build,
+  capture,
+  ensureDependencies,
+  hasProgram,
+  isBuilt,
+  PROGRAM,
+  ROOT,
+  readJson,
+  requireNode,
+} from './lib.mjs';
+
+const MiB = 2 ** 20;
+/** Peak memory that no conversion may pass. */
+const PEAK_LIMIT = 300 * MiB;
+
+const { values } = parseArgs({
+  options: {
+    runs: { type: 'string', default: '5' },
+    only: { type: 'string' },
+    json: { type: 'boolean', default: false },
+  },
+});
+const runs = Number(values.runs);
+const directory = process.env.COWDISK_BENCH_DIR ?? join(tmpdir(), 'cowdisk-bench');
+const say = (text) => process.stderr.write(`${text}\n`);
+
+requireNode();
+if (!hasProgram('qemu-img'))
+  fail('the benchmark compares with qemu-img (Debian package qemu-utils), which is not there');
+if (!Number.isInteger(runs) || runs < 1) fail('--runs: expected a number above 0');
+await ensureDependencies();
+if (!isBuilt() && (await build()) !== 0) fail('the sources do not compile');
+const images = prepareImages(directory, say);
+const target = join(directory, 'output');
+
+/** Each job: what both programs are told, the least ratio that is wanted, and what must be true of the outputs. */
+const JOBS = [
+  conversion('convert-c', 'raw → compressed qcow2', 2.5, images.raw, ['-c', '-f', 'raw', '-O', 'qcow2']),
+  conversion('read-c', 'compressed qcow2 → raw', 1.5, images.compressed, ['-f', 'qcow2', '-O', 'raw']),
+  conversion('raw-qcow2', 'raw → qcow2', 0.85, images.raw, ['-f', 'raw', '-O', 'qcow2']),
+  conversion('qcow2-raw', 'qcow2 → raw', 0.85, images.qcow2, ['-f', 'qcow2', '-O', 'raw']),
+  question('map', 'map of 1 TiB, 1 million clusters', 0.5, ['map', '-f', 'qcow2', '--output=json', images.giant]),
+  question('check', 'check of 1 TiB, 1 million clusters', 0.5, ['check', '-f', 'qcow2', images.giant]),
+];
+
+function conversion(name, title, wanted, source, flags) {
+  const output = (tool) => `${target}-${tool}`;
+  return {
+    name,
+    title,
+    wanted,
+    peakLimit: PEAK_LIMIT,
+    args: (tool) => ['convert', ...flags, source, output(tool)],
+    cleanUp: (tool) => rmSync(output(tool), { force: true }),
+    /** Outputs of both are the source, and sound. */
+    verify: () => {
+      const format = flags.at(-1);
+      expectSuccess(['compare', '-f', flags.at(-3), '-F', format, source, output('cowdisk')]);
+      if (format !== 'qcow2') return {};
+      expectSuccess(['check', '-f', 'qcow2', output('cowdisk')]);
+      return { sizes: { qemu: statSync(output('qemu')).size, cowdisk: statSync(output('cowdisk')).size } };
+    },
+  };
+}
+
+function question(name, title, wanted, args) {
+  const answer = (tool) => `${target}-${tool}.txt`;
+  return {
+    name,
+    title,
+    wanted,
+    args: () => args,
+    output: answer,
+    cleanUp: (tool) => rmSync(answer(tool), { force: true }),
+    /** Both say the same, word for word. */
+    verify: () => {
+      if (digest(answer('qemu')) !== digest(answer('cowdisk'))) throw new Error(`${name}: the two answers differ`);
+      return {};
+    },
+  };
+}
+
+function digest(file) {
+  return createHash('sha256').update(readFileSync(file)).digest('hex');
+}
+
+function expectSuccess(args) {
+  const { status, out, err } = capture('qemu-img', args);
+  if (status !== 0) throw new Error(`qemu-img ${args[0]}: ${out}${err}`);
+}
+
+function measure(job, tool) {
+  const command = tool === 'qemu' ? ['qemu-img'] : [process.execPath, PROGRAM];
+  const { out, err } = capture(process.execPath, [
+    join(ROOT, 'bench', 'child.mjs'),
+    job.output?.(tool) ?? '-',
+    ...command,
+    ...job.args(tool),
+  ]);
+  const result = JSON.parse(out === '' ? `{"status":1,"stderr":${JSON.stringify(err)}}` : out);
+  if (result.status !== 0) throw new Error(`${job.name}: ${tool} ended with status ${result.status}: ${result.stderr}`);
+  return result;
+}
+
+function bench(job) {
+  const pairs = [];
+  let facts = {};
+  for (let i = 0; i <= runs; i++) {
+    job.cleanUp('qemu');
+    const qemu = measure(job, 'qemu');
+    job.cleanUp('cowdisk');
+    const cowdisk = measure(job, 'cowdisk');
+    // The first pair fills the page cache and shows that the outputs are right; it does not count.
+    if (i === 0) facts = job.verify();
+    else pairs.push({ qemu, cowdisk, ratio: qemu.wall / cowdisk.wall });
+    say(
+      `${job.name} ${i === 0 ? 'warm-up' : `${i}/${runs}`}: qemu-img ${qemu.wall.toFixed(2)} s, cowdisk ${cowdisk.wall.toFixed(2)} s`,
+    );
+    if (i === 0 || i === runs) for (const tool of ['qemu', 'cowdisk']) job.cleanUp(tool);
+  }
+  const of = (tool, key) => median(pairs.map((pair) => pair[tool][key]));
+  const cpu = (tool) => median(pairs.map((pair) => pair[tool].user + pair[tool].system));
+  const ratios = pairs.map((pair) => pair.ratio).sort((a, b) => a - b);
+  return {
+    name: job.name,
+    title: job.title,
+    wanted: job.wanted,
+    ratio: median(ratios),
+    ratioRange: [ratios[0], ratios.at(-1)],
+    wall: { qemu: of('qemu', 'wall'), cowdisk: of('cowdisk', 'wall') },
+    cpu: { qemu: cpu('qemu'), cowdisk: cpu('cowdisk') },
+    peak: Math.max(...pairs.map((pair) => pair.cowdisk.peak ?? Number.NaN)),
+    peakLimit: job.peakLimit,
+    ...facts,
+  };
+}
+
+function median(numbers) {
+  const sorted = [...numbers].sort((a, b) => a - b);
+  const middle = Math.floor(sorted.length / 2);
+  return sorted.length % 2 === 1 ? sorted[middle] : (sorted[middle - 1] + sorted[middle]) / 2;
+}
+
+function machine() {
+  const koffi = present('koffi');
+  return {
+    cowdisk: readJson('package.json').version,
+    node: process.versions.node,
+    qemu: /version (\S+)/.exec(capture('qemu-img', ['--version']).out)?.[1] ?? 'unknown',
+    koffi: koffi ?? 'absent: holes are found by reading',
+    cpu: `${cpus().length} × ${cpus()[0]?.model ?? arch()}`,
+    memory: `${Math.round(totalmem() / 2 ** 30)} GiB`,
+    kernel: release(),
+    runs,
+  };
+}
+
+function present(name) {
+  const file = join(ROOT, 'node_modules', name, 'package.json');
+  try {
+    createRequire(import.meta.url)(name);
+    return existsSync(file) ? JSON.parse(readFileSync(file, 'utf8')).version : 'present';
+  } catch {
+    return undefined;
+  }
+}
+
+function table(facts, results) {
+  const s = (value) => `${value.toFixed(2)} s`;
+  const lines = [
+    `cowdisk ${facts.cowdisk} on Node ${facts.node} (koffi ${facts.koffi}) against qemu-img ${facts.qemu}, both with default flags;`,
+    `${facts.cpu}, ${facts.memory}, Linux ${facts.kernel}; ${facts.runs} pairs of runs in turn, medians; the ratio is the median of the pairs' ratios.`,
+    '',
+    '| job | qemu-img | cowdisk | ratio (above 1: cowdisk is faster) | lowest and highest pair | wanted | CPU time, qemu-img / cowdisk | peak memory |',
+    '|---|---|---|---|---|---|---|---|',
+    ...results.map((r) => {
+      const verdict = r.ratio >= r.wanted ? 'yes' : '**no**';
+      const peak = `${Math.round(r.peak / MiB)} MiB${r.peakLimit !== undefined && r.peak > r.peakLimit ? ' **too much**' : ''}`;
+      const range = `${r.ratioRange[0].toFixed(2)} to ${r.ratioRange[1].toFixed(2)}`;
+      return `| ${r.title} | ${s(r.wall.qemu)} | ${s(r.wall.cowdisk)} | **${r.ratio.toFixed(2)}** | ${range} | ${r.wanted}: ${verdict} | ${s(r.cpu.qemu)} / ${s(r.cpu.cowdisk)} | ${peak} |`;
+    }),
+  ];
+  const compressed = results.find((r) => r.name === 'convert-c')?.sizes;
+  if (compressed !== undefined) {
+    const percent = (100 * (compressed.cowdisk / compressed.qemu - 1)).toFixed(1);
+    lines.push(
+      '',
+      `Size of the compressed image: qemu-img ${(compressed.qemu / MiB).toFixed(1)} MiB, cowdisk ${(compressed.cowdisk / MiB).toFixed(1)} MiB (${percent} % more).`,
+    );
+  }
+  return lines.join('\n');
+}
+
+function fail(message) {
+  console.error(message);
+  process.exit(1);
+}
+
+const chosen = values.only === undefined ? JOBS : JOBS.filter((job) => values.only.split(',').includes(job.name));
+if (chosen.length === 0) fail(`--only: the jobs are ${JOBS.map((job) => job.name).join(', ')}`);
+const facts = machine();
+const results = [];
+try {
+  for (const job of chosen) results.push(bench(job));
+} catch (error) {
+  fail(String(error.message));
+}
+console.log(values.json ? JSON.stringify({ machine: facts, results }, undefined, 2) : table(facts, results));
