@@ -4,5 +4,5 @@ import module from 'node:module';
 
 // Newer Node keeps compiled code between runs; starting is a third faster then.
 module.enableCompileCache?.();
-const { start } = await import('../dist/cli/main.js');
+const { start } = await import('../dist/program/main.js');
 await start();

@@ -6,7 +6,7 @@
 import { BlockError, isBlockError } from '../../src/base/errors.ts';
 import { isZero } from '../../src/bytes/zeros.ts';
 import type { Codecs } from '../../src/codec/codecs.ts';
-import type { CheckResult } from '../../src/core/format.ts';
+import type { CheckFinding, CheckResult } from '../../src/core/format.ts';
 import type { ProtocolDriver } from '../../src/core/protocol.ts';
 import { qcow2 } from '../../src/formats/qcow2/driver.ts';
 import { raw } from '../../src/formats/raw/driver.ts';
@@ -237,11 +237,15 @@ class Patient implements Outcome {
   async #repair(): Promise<void> {
     const store = this.#fresh();
     let result: CheckResult | undefined;
+    let broken = false;
+    const onFinding = ({ reason }: CheckFinding): void => {
+      broken ||= reason === 'qcow2.rebuild-failed';
+    };
     const options = { readOnly: false, forCheck: true, openBacking: false };
     await this.#with('repair open', store, options, async (image) => {
-      result = await this.#step('repair', () => image.check({ fix: 'all' }));
+      result = await this.#step('repair', () => image.check({ fix: 'all', onFinding }));
     });
-    if (result === undefined || result.corruptions > 0 || result.checkErrors > 0) return;
+    if (result === undefined || result.corruptions > 0 || result.checkErrors > 0 || broken) return;
     if (this.steps['repair open close'] !== 'ok') return;
     const again = await this.#check('repaired', store.reopen());
     if (again === undefined || again.corruptions > 0 || again.checkErrors > 0 || again.leaks > 0) {

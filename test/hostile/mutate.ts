@@ -6,6 +6,9 @@ import { below, seededRandom } from '../../src/testing/random.ts';
 import { type Base, copyOf } from './bases.ts';
 import { type Anatomy, anatomyOf, type Field } from './fields.ts';
 
+/** Bytes; making them takes time. */
+const GARBAGE_LIMIT = 64 * 1024;
+
 /** A base and what is done to it: all that is needed to do it again. */
 export interface Recipe {
   readonly base: string;
@@ -90,7 +93,7 @@ export class Mutator {
       case 1:
         return { base, kind: 'truncated', edits: [], truncate: pickLength(random, size, anatomy), exercise };
       case 2: {
-        const append = { length: 1 + below(random, 3 * anatomy.clusterSize), seed: below(random, 0x1_0000_0000) };
+        const append = { length: 1 + below(random, Math.min(3 * anatomy.clusterSize, GARBAGE_LIMIT)), seed: below(random, 0x1_0000_0000) };
         const cut = random() < 0.5 ? { truncate: pickLength(random, size, anatomy) } : {};
         return { base, kind: 'garbage appended', edits: [], ...cut, append, exercise };
       }

@@ -24,26 +24,28 @@ import { scratch } from '../support/scratch.ts';
 const path = scratch();
 const SIZE = 1024 * 1024;
 
+/** A loop device that its guard keeps: it was told to go when its last user closes it, so a run that is killed leaves none. */
+interface Loop {
+  readonly device: string;
+  readonly guard: number;
+}
+
+function attachLoop(file: string): Loop {
+  const options = { encoding: 'utf8', stdio: ['ignore', 'pipe', 'ignore'] } as const;
+  const device = execFileSync('losetup', ['--find', '--show', file], options).trim();
+  try {
+    return { device, guard: openSync(device, 'r') };
+  } finally {
+    execFileSync('losetup', ['--detach', device]);
+  }
+}
+
 /** Loop devices need root and the kernel's module; without them the injected tests below stand alone. */
-function attachLoop(file: string): string {
-  return execFileSync('losetup', ['--find', '--show', file], {
-    encoding: 'utf8',
-    stdio: ['ignore', 'pipe', 'ignore'],
-  }).trim();
-}
-function detachLoop(device: string): void {
-  execFileSync('losetup', ['--detach', device]);
-}
 const hasLoop = ((): boolean => {
   if (process.platform !== 'linux' || process.getuid?.() !== 0) return false;
   try {
     writeFileSync(path('loop-probe'), new Uint8Array(4096));
-    const device = attachLoop(path('loop-probe'));
-    try {
-      closeSync(openSync(device, 'r'));
-    } finally {
-      detachLoop(device);
-    }
+    closeSync(attachLoop(path('loop-probe')).guard);
     return true;
   } catch {
     return false;
@@ -56,7 +58,7 @@ async function overLoop(
   const directory = mkdtempSync(join(tmpdir(), 'cowdisk-loop-'));
   const file = join(directory, 'disk.raw');
   writeFileSync(file, new Uint8Array(SIZE).fill(0xee));
-  const device = attachLoop(file);
+  const { device, guard } = attachLoop(file);
   Object.assign(process.env, environment);
   return {
     device,
@@ -65,7 +67,7 @@ async function overLoop(
     reopen: (readOnly) => fileProtocol.open(device, { readOnly }),
     dispose: () => {
       for (const key of Object.keys(environment)) delete process.env[key];
-      detachLoop(device);
+      closeSync(guard);
       rmSync(directory, { recursive: true, force: true });
     },
   };

@@ -21,8 +21,9 @@ const punches = ((): boolean => {
   }
 })();
 
-/** A file system of 1 MiB, where one can be mounted: the honest way to run out of space. */
-const small = ((): string | undefined => {
+/** A file system of 1 MiB, where one can be mounted: the honest way to run out of space. It is taken off its place at once
+ *  and lives by its open directory alone, so that a run that is killed leaves no mount behind. */
+function smallDisk(): number | undefined {
   if (process.platform !== 'linux' || process.getuid?.() !== 0) return undefined;
   mkdirSync(path('small'));
   try {
@@ -30,15 +31,24 @@ const small = ((): string | undefined => {
   } catch {
     return undefined;
   }
-  return path('small');
-})();
+  try {
+    return openSync(path('small'), 'r');
+  } finally {
+    execFileSync('umount', ['--lazy', path('small')]);
+  }
+}
+const small = smallDisk();
 afterAll(() => {
-  if (small !== undefined) execFileSync('umount', [small]);
+  if (small !== undefined) closeSync(small);
 });
 
 function openStore(name: string, calls?: Native, content?: Uint8Array): FileStore {
   if (content !== undefined) writeFileSync(path(name), content);
-  const fd = openSync(path(name), constants.O_RDWR + constants.O_CREAT, 0o600);
+  return storeAt(path(name), name, calls);
+}
+
+function storeAt(file: string, name: string, calls?: Native): FileStore {
+  const fd = openSync(file, constants.O_RDWR + constants.O_CREAT, 0o600);
   return new FileStore(fd, { name, readOnly: false, ...(calls === undefined ? {} : { native: () => calls }) });
 }
 
@@ -284,8 +294,9 @@ describe('FileStore', () => {
   });
 
   it.runIf(small !== undefined)('says NO_SPACE when the disk is full, and knows its size afterwards', async () => {
+    const disk = `/proc/self/fd/${small}/disk`;
     for (const calls of [undefined, none]) {
-      const store = openStore('small/disk', calls);
+      const store = storeAt(disk, 'disk', calls);
       await store.write(0, new Uint8Array(4096).fill(1));
       const noSpace = expect.objectContaining({
         code: 'NO_SPACE',
@@ -300,10 +311,10 @@ describe('FileStore', () => {
           for (let i = 0; i < 4; i++) await store.write(4096 + i * half.length, half);
         })(),
       ).rejects.toEqual(noSpace);
-      expect(store.size).toBe(statSync(path('small/disk')).size);
+      expect(store.size).toBe(statSync(disk).size);
       await expect(store.write(0, new Uint8Array(2_000_000))).rejects.toEqual(noSpace);
       await expect(store.writev(0, [new Uint8Array(2_000_000)])).rejects.toEqual(noSpace);
-      expect(store.size).toBe(statSync(path('small/disk')).size);
+      expect(store.size).toBe(statSync(disk).size);
       await store.truncate(0);
       await store.close();
     }

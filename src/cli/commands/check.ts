@@ -1,6 +1,6 @@
 /** `check`: looks for errors, and repairs them. */
 import { isBlockError } from '../../base/errors.ts';
-import type { CheckFix, CheckResult } from '../../core/format.ts';
+import type { CheckFinding, CheckFix, CheckResult } from '../../core/format.ts';
 import { type CheckReport, checkImage } from '../../tools/check.ts';
 import { usage } from '../args.ts';
 import type { Cli } from '../console.ts';
@@ -46,9 +46,9 @@ export const runCheck: Command = async (cli, args, spec) => {
       ...options,
       signal: cli.signal,
       fix,
-      onFinding: ({ message }) => {
+      onFinding: (finding) => {
         begun = true;
-        cli.err.write(`${message}\n`);
+        tell(cli, finding);
       },
       onRecheck: (first: CheckResult) => {
         if (form === 'human' && !quiet) cli.out.write(humanRepaired(first.leaksFixed, first.corruptionsFixed));
@@ -63,6 +63,13 @@ export const runCheck: Command = async (cli, args, spec) => {
   return view.corruptions > 0 ? STATUS.corrupt : view.leaks > 0 ? STATUS.leaks : 0;
 };
 
+/** Most lines are printed as they are; some of QEMU's come with its name, and some findings it only counts. */
+function tell(cli: Cli, { message, details }: CheckFinding): void {
+  if (details?.['silent'] === true && cli.personality.qemu) return;
+  if (details?.['reported'] === true) cli.error(message);
+  else cli.err.write(`${message}\n`);
+}
+
 function checkFailure(cli: Cli, source: ImageSource, fix: CheckFix, begun: boolean, error: unknown): unknown {
   if (!isBlockError(error)) return error;
   if (error.reason === 'check.unsupported') {
@@ -70,7 +77,7 @@ function checkFailure(cli: Cli, source: ImageSource, fix: CheckFix, begun: boole
     return new Failure('This image format does not support checks', { status: STATUS.unsupported, cause: error });
   }
   if (error.code === 'ABORTED' || error.code === 'INTERNAL') return error;
-  if (begun || error.reason === 'check.failed') {
+  if (begun || error.reason?.endsWith('check-failed') === true) {
     return new Failure(`Check failed: ${cli.personality.qemu ? ioError(error) : error.message}`, { cause: error });
   }
   return openFailure(cli, source.label, error);

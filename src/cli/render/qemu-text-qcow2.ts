@@ -57,6 +57,12 @@ export const QCOW2_TEXTS: Readonly<Record<string, TextRule>> = {
   'qcow2.l1-offset': 'Active L1 table offset invalid',
   'qcow2.l1-too-small': 'L1 table is too small',
   'qcow2.image-too-big': 'Image is too big',
+  'qcow2.data-file-raw': 'data-file-raw requires a data file',
+  'qcow2.data-file-missing': "'data-file' is required for this image",
+  'qcow2.snapshot-extra': ({ index }) => ({
+    text: `Too much extra metadata in snapshot table entry ${index}`,
+    hint: 'You can force-remove this extra metadata with qemu-img check -r all\n',
+  }),
 
   // header extensions
   'qcow2.extension-too-large': 'Header extension too large',
@@ -68,7 +74,7 @@ export const QCOW2_TEXTS: Readonly<Record<string, TextRule>> = {
   'qcow2.bitmaps-length': 'bitmaps_ext: Invalid extension length',
   'qcow2.bitmaps-reserved': 'bitmaps_ext: Reserved field is not zero',
   'qcow2.bitmaps-count': ({ value, bound }) =>
-    `bitmaps_ext: image has ${value} bitmaps, exceeding the QEMU supported maximum of ${bound}`,
+    `bitmaps_ext: Image has ${value} bitmaps, exceeding the QEMU supported maximum of ${bound}`,
   'qcow2.bitmaps-none': 'found bitmaps extension with zero bitmaps',
   'qcow2.bitmaps-offset': 'bitmaps_ext: invalid bitmap directory offset',
   'qcow2.bitmaps-size': ({ value, bound }) =>

@@ -134,6 +134,8 @@ class L2Scan {
   readonly #dataFile: boolean;
   /** Where the next cluster lies if it continues the last one; 0 at the start of a table. */
   #contiguous = 0;
+  /** The cluster that was found to hold nothing but L2 entries; -1 for none. */
+  #clearCluster = -1;
 
   constructor(run: CheckRun, references: References, overlaps: OverlapRanges, active: boolean) {
     this.#run = run;
@@ -315,7 +317,7 @@ class L2Scan {
   /** The entry holds no data: it loses its cluster and reads as zero, as before. */
   async #makeZero(view: DataView, at: number, fileOffset: number): Promise<void> {
     const run = this.#run;
-    const { l2EntrySize } = run.geometry;
+    const { l2EntrySize, clusterSize } = run.geometry;
     if (this.#extended) {
       const zero = withSubclusters(view.getUint32(at + ZERO_BITMAP_AT), view.getUint32(at + ALLOCATED_BITMAP_AT));
       setL2Entry(view, at, 0, false, false);
@@ -323,13 +325,14 @@ class L2Scan {
     } else {
       setL2Entry(view, at, 0, false, true);
     }
-    const hit = findOverlap(
-      run,
-      this.#overlaps,
-      fileOffset,
-      l2EntrySize,
-      this.#active ? OVERLAP.activeL2 : OVERLAP.inactiveL2,
-    );
+    // the test goes by whole clusters and looks through the refcount table: once for all entries of a table
+    const cluster = fileOffset - (fileOffset % clusterSize);
+    const ignore = this.#active ? OVERLAP.activeL2 : OVERLAP.inactiveL2;
+    const hit =
+      cluster === this.#clearCluster
+        ? undefined
+        : findOverlap(run, this.#overlaps, fileOffset, l2EntrySize, ignore);
+    this.#clearCluster = cluster;
     if (hit !== undefined) {
       await refuseOverlap(run, hit, fileOffset, l2EntrySize);
       run.obstacle('overlap', 'ERROR: Overlap check failed');

@@ -2,7 +2,7 @@
  *  image that was not closed cleanly. Spec: qcow2, "Header" (dirty bit).
  *  Invariant: while a check runs no request does; after a repair nothing that was read before is used. */
 import { BlockError, isBlockError } from '../../base/errors.ts';
-import type { CheckFacet, CheckOptions, CheckResult } from '../../core/format.ts';
+import type { CheckFacet, CheckFinding, CheckOptions, CheckResult } from '../../core/format.ts';
 import { checkImageTables } from './check.ts';
 import { readHeader } from './header.ts';
 import type { Qcow2State } from './image-state.ts';
@@ -57,14 +57,21 @@ export async function repairDirty(state: Qcow2State): Promise<void> {
       },
     );
   let result: CheckResult;
+  let broken = false;
+  const onFinding = ({ reason }: CheckFinding): void => {
+    broken ||= reason === 'qcow2.rebuild-failed';
+  };
   try {
-    result = await checkImageTables({ file: state.file, header: state.header, name: state.name }, { fix: 'all' });
+    const input = { file: state.file, header: state.header, name: state.name };
+    result = await checkImageTables(input, { fix: 'all', onFinding });
   } catch (error) {
     throw failed(error, isBlockError(error) ? error.message : String(error));
   }
   if (result.corruptions > 0 || result.checkErrors > 0) {
     throw failed(undefined, `${result.corruptions} corruptions and ${result.checkErrors} internal errors are left`);
   }
+  // as in QEMU the counters do not tell
+  if (broken) throw failed(undefined, 'the rebuilt refcounts are wrong');
   await reloadHeader(state);
   state.resetCaches();
   const { corruptionsFixed, leaksFixed } = result;
