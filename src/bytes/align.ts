@@ -20,7 +20,8 @@ export function divCeil(value: number, unit: number): number {
 }
 
 export function isPowerOfTwo(value: number): boolean {
-  return value > 0 && Number.isInteger(Math.log2(value));
+  // The logarithm alone rounds: that of 2^52 + 2 is 52.
+  return value >= 1 && Number.isFinite(value) && 2 ** Math.round(Math.log2(value)) === value;
 }
 
 /** Exponent of a power of two. */

@@ -35,7 +35,7 @@ export class BufferPool {
     if (buffer === undefined) {
       if (this.#made >= this.count) return undefined;
       this.#made++;
-      buffer = makeBuffer(this.#shared ? new SharedArrayBuffer(this.size) : new ArrayBuffer(this.size));
+      buffer = new Uint8Array(this.#shared ? new SharedArrayBuffer(this.size) : new ArrayBuffer(this.size));
     }
     this.#taken++;
     return buffer;
@@ -48,7 +48,8 @@ export class BufferPool {
   }
 }
 
-/** A Buffer where there is such a thing: comparing and slicing it needs no wrapper per call. */
-function makeBuffer(memory: ArrayBufferLike): Uint8Array {
-  return typeof Buffer === 'function' ? Buffer.from(memory as ArrayBuffer) : new Uint8Array(memory);
+/** The same bytes as a Buffer, where there is such a thing: comparing it needs no wrapper per call. For looking only: its `slice` makes no copy,
+ *  and whoever is handed bytes may count on that. */
+export function comparable(bytes: Uint8Array): Uint8Array {
+  return typeof Buffer === 'function' ? Buffer.from(bytes.buffer, bytes.byteOffset, bytes.length) : bytes;
 }

@@ -5,6 +5,7 @@ import { BlockError, isBlockError } from '../base/errors.ts';
 import { type JobOptions, Pacer, throwIfAborted } from '../base/job.ts';
 import { MiB } from '../base/sizes.ts';
 import { isZero } from '../bytes/zeros.ts';
+import { comparable } from '../core/buffer-pool.ts';
 import type { Image } from '../image/image.ts';
 import { StatusCursor } from './status-cursor.ts';
 
@@ -61,7 +62,7 @@ class Side {
 
   /** The first `length` bytes of this side's buffer. */
   bytes(length: number): Uint8Array {
-    this.#buffer ??= typeof Buffer === 'function' ? Buffer.allocUnsafeSlow(CHUNK) : new Uint8Array(CHUNK);
+    this.#buffer ??= new Uint8Array(CHUNK);
     return length === CHUNK ? this.#buffer : this.#buffer.subarray(0, length);
   }
 
@@ -157,7 +158,7 @@ class Comparison {
     const one = reads(a) ? (reads(b) ? undefined : a) : b;
     if (one === undefined) {
       await settleAll([a.read(at, length), b.read(at, length)]);
-      const offset = firstDifferentSector(a.bytes(length), b.bytes(length));
+      const offset = firstDifferentSector(comparable(a.bytes(length)), comparable(b.bytes(length)));
       return offset === undefined ? undefined : at + offset;
     }
     await one.read(at, length);

@@ -7,7 +7,7 @@ import { type JobOptions, Pacer, throwIfAborted } from '../base/job.ts';
 import { MiB } from '../base/sizes.ts';
 import { alignUp } from '../bytes/align.ts';
 import { isZero } from '../bytes/zeros.ts';
-import { BufferPool } from '../core/buffer-pool.ts';
+import { BufferPool, comparable } from '../core/buffer-pool.ts';
 import { Copier } from '../core/copier.ts';
 import type { BlockNode } from '../core/node.ts';
 import type { WriteOptions } from '../core/store.ts';
@@ -151,17 +151,18 @@ export class DiskCopy {
 
   /** One buffer's worth of data, without its zeros. */
   #store(offset: number, from: Uint8Array): Pending {
-    const pending = this.#storeFrom(offset, from, 0);
-    return pending === undefined ? undefined : this.#storeRest(pending, offset, from);
+    const view = comparable(from);
+    const pending = this.#storeFrom(offset, from, view, 0);
+    return pending === undefined ? undefined : this.#storeRest(pending, offset, from, view);
   }
 
   /** Goes on after a write that had to be waited for, one after the other. */
-  async #storeRest(first: Promise<void>, offset: number, from: Uint8Array): Promise<void> {
+  async #storeRest(first: Promise<void>, offset: number, from: Uint8Array, view: Uint8Array): Promise<void> {
     let waiting: Pending = first;
     while (waiting !== undefined) {
       const next = this.#storedTo;
       await waiting;
-      waiting = next < from.length ? this.#storeFrom(offset, from, next) : undefined;
+      waiting = next < from.length ? this.#storeFrom(offset, from, view, next) : undefined;
     }
   }
 
@@ -169,9 +170,9 @@ export class DiskCopy {
   #storedTo = 0;
 
   /** Writes run after run until something must be waited for. */
-  #storeFrom(offset: number, from: Uint8Array, start: number): Pending {
+  #storeFrom(offset: number, from: Uint8Array, view: Uint8Array, start: number): Pending {
     for (let at = start; at < from.length; ) {
-      const end = this.#runEnd(offset, from, at);
+      const end = this.#runEnd(offset, view, at);
       const whole = at === 0 && end === from.length;
       const pending = this.#runIsZero
         ? this.#zeroPiece(offset + at, end - at)

@@ -31,8 +31,8 @@ interface Loop {
 }
 
 function attachLoop(file: string): Loop {
-  const options = { encoding: 'utf8', stdio: ['ignore', 'pipe', 'ignore'] } as const;
-  const device = execFileSync('losetup', ['--find', '--show', file], options).trim();
+  const answer = execFileSync('losetup', ['--find', '--show', file], { stdio: ['ignore', 'pipe', 'ignore'] });
+  const device = answer.toString().trim();
   try {
     return { device, guard: openSync(device, 'r') };
   } finally {

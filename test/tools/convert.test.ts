@@ -50,7 +50,11 @@ async function mapOf(files: MemoryFiles, name: string, depth = 0): Promise<strin
 }
 
 async function expectSound(files: MemoryFiles, name: string): Promise<void> {
-  expect((await checkImage(name, { ...drivers(files), references: 'allow' })).result).toMatchObject({ corruptions: 0, leaks: 0, checkErrors: 0 });
+  expect((await checkImage(name, { ...drivers(files), references: 'allow' })).result).toMatchObject({
+    corruptions: 0,
+    leaks: 0,
+    checkErrors: 0,
+  });
 }
 
 /** A disk with pieces of noise, of lengths and at places that fit no boundary. */

@@ -28,6 +28,22 @@ export const QCOW2_TEXTS: Readonly<Record<string, TextRule>> = {
       errno === 'ENOSPC' ? 'No space left on device' : 'Invalid argument'
     }`,
 
+  // options of opening
+  'qcow2.cache-sizes-all': 'cache-size, l2-cache-size and refcount-cache-size may not be set at the same time',
+  'qcow2.l2-cache-size': 'l2-cache-size may not exceed cache-size',
+  'qcow2.refcount-cache-size': 'refcount-cache-size may not exceed cache-size',
+  'qcow2.l2-cache-entry-size': ({ bound }) =>
+    `L2 cache entry size must be a power of two between 512 and the cluster size (${Array.isArray(bound) ? bound[1] : bound})`,
+  'qcow2.l2-cache-too-big': 'L2 cache size too big',
+  'qcow2.refcount-cache-too-big': 'Refcount cache size too big',
+  'qcow2.cache-clean-interval': 'Cache clean interval too big',
+  'qcow2.lazy-refcounts': 'Lazy refcounts require a qcow2 image with at least qemu 1.1 compatibility level',
+  'qcow2.overlap-check': ({ value }) =>
+    `Unsupported value '${value}' for qcow2 option 'overlap-check'. Allowed are any of the following: none, constant, cached, all`,
+  'qcow2.overlap-check-conflict': ({ overlapCheck, overlapCheckTemplate }) =>
+    `Conflicting values for qcow2 options 'overlap-check' ('${overlapCheck}') and 'overlap-check.template' ('${overlapCheckTemplate}')`,
+  'qcow2.dirty-repair': 'Could not repair dirty image: Input/output error',
+
   // the header
   'qcow2.magic': 'Image is not in qcow2 format',
   'qcow2.version': ({ value }) => `Unsupported qcow2 version ${value}`,

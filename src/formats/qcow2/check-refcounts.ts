@@ -7,7 +7,7 @@
 import { setU64 } from '../../bytes/ints.ts';
 import { allocateCounts, type CountArray, growCounts } from './check-counts.ts';
 import type { References } from './check-references.ts';
-import { CHECK_IO, type CheckRun, entryHex } from './check-run.ts';
+import { type CheckRun, entryHex } from './check-run.ts';
 import { readTables } from './check-tables.ts';
 import { getRefcount, refcountBlockOffset, refcountTableHasReserved, setRefcount } from './entries.ts';
 import { TABLE_ENTRY_BYTES } from './geometry.ts';
@@ -19,7 +19,7 @@ export async function readRefcountTable(run: CheckRun): Promise<DataView> {
   try {
     await run.file.read(header.refcountTableOffset, table);
   } catch (cause) {
-    throw run.ioFailure(CHECK_IO, cause);
+    throw run.ioFailure('ERROR: Could not read refcount table: Input/output error', cause);
   }
   return new DataView(table.buffer);
 }
@@ -53,6 +53,8 @@ export async function countRefcountBlocks(run: CheckRun, references: References,
   let rebuild = false;
   for (let index = 0; index * TABLE_ENTRY_BYTES < table.byteLength; index++) {
     const low = table.getUint32(index * TABLE_ENTRY_BYTES + 4);
+    // mostly there is none, and asking the clock each time takes longer than looking
+    if (low === 0 && table.getUint32(index * TABLE_ENTRY_BYTES) === 0) continue;
     const offset = blockOffsetAt(table, index);
     if (refcountTableHasReserved(low)) {
       run.corruption('refcount-table-reserved', `ERROR refcount table entry ${index} has reserved bits set`, { index });
@@ -118,7 +120,7 @@ async function coverBlock(run: CheckRun, references: References, table: DataView
 export class StoredRefcounts {
   readonly #run: CheckRun;
   readonly #table: DataView;
-  /** Blocks whose entry is unaligned: their refcounts cannot be known. */
+  /** Blocks that are unaligned or cannot be read: their refcounts cannot be known. */
   readonly #unreadable = new Set<number>();
   #told = false;
   #counts: CountArray;
@@ -172,15 +174,17 @@ export class StoredRefcounts {
       }
     }
     run.phase('refcounts', run.file.size);
-    try {
-      await readTables(run, offsets, clusterSize, (at, view, start) => {
+    await readTables(
+      run,
+      offsets,
+      clusterSize,
+      (at, view, start) => {
         this.#decode(view, start, blocks[at] as number);
         run.advance(run.geometry.refcountBlockCoverage);
         return undefined;
-      });
-    } catch (cause) {
-      throw run.ioFailure(CHECK_IO, cause);
-    }
+      },
+      (at) => this.#unreadable.add(blocks[at] as number),
+    );
   }
 
   #decode(view: DataView, start: number, block: number): void {

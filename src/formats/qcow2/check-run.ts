@@ -29,9 +29,6 @@ export interface AllocationCounters {
   compressed: number;
 }
 
-/** QEMU's line when a refcount structure cannot be read; it has no text of its own for it. */
-export const CHECK_IO = 'ERROR: I/O error while reading refcounts';
-
 const NO_COUNTS: Counters = { checkErrors: 0, corruptions: 0, leaks: 0, corruptionsFixed: 0, leaksFixed: 0 };
 
 export class CheckRun {
@@ -121,13 +118,13 @@ export class CheckRun {
     });
   }
 
-  /** As `failure`, after an I/O error that is told with `message` first. */
-  ioFailure(message: string, cause: unknown): unknown {
+  /** As `failure`, after an error of the store that is told with `message` first. */
+  ioFailure(message: string, cause: unknown, details?: Readonly<Record<string, unknown>>): unknown {
     // only what the store says is an I/O error: an abort, a bug or a failure that was told already goes through
     if (!isBlockError(cause) || cause.code === 'ABORTED' || cause.code === 'INTERNAL') return cause;
     if (cause.reason === 'qcow2.check-failed') return cause;
-    this.obstacle('check-io', message);
-    return new BlockError('IO', `qcow2 "${this.name}": check failed: input/output error`, {
+    this.obstacle('check-io', message, details);
+    return new BlockError('IO', `qcow2 "${this.name}": check failed: ${cause.message}`, {
       reason: 'qcow2.check-failed',
       details: { errno: errnoOf(cause), ...this.counts },
       cause,

@@ -17,14 +17,21 @@ interface Slot {
   first: number;
   end: number;
   pending: Pending;
+  /** The request failed before it began. */
+  error: { readonly error: unknown } | undefined;
 }
 
-/** Visits the tables at `offsets` (bytes; finite; what lies past the end of the file is zero), in that order. */
+/** Told of table `index`, which cannot be read. */
+export type TableFailure = (index: number, error: unknown) => void;
+
+/** Visits the tables at `offsets` (bytes; finite; what lies past the end of the file is zero), in that order.
+ *  @param failed where it is given, an unreadable table is told and left out; else its error ends the visit */
 export async function readTables(
   run: CheckRun,
   offsets: ArrayLike<number>,
   tableBytes: number,
   visit: TableVisitor,
+  failed?: TableFailure,
 ): Promise<void> {
   const size = Math.min(Math.max(CHUNK, tableBytes), Math.max(tableBytes, offsets.length * tableBytes));
   const slots: Slot[] = [];
@@ -37,22 +44,28 @@ export async function readTables(
     while ((count + 1) * tableBytes <= size && offsets[asked + count] === start + count * tableBytes) count++;
     asked += count;
     slot.end = asked;
-    slot.pending = run.file.read(start, slot.bytes.subarray(0, count * tableBytes));
+    slot.pending = undefined;
+    slot.error = undefined;
+    try {
+      slot.pending = run.file.read(start, slot.bytes.subarray(0, count * tableBytes));
+    } catch (error) {
+      slot.error = { error };
+    }
   };
 
   try {
     while (slots.length < AHEAD && asked < offsets.length) {
       const bytes = new Uint8Array(size);
-      const slot: Slot = { bytes, view: new DataView(bytes.buffer), first: 0, end: 0, pending: undefined };
+      const slot: Slot = { bytes, view: new DataView(bytes.buffer), first: 0, end: 0, pending: undefined, error: undefined };
       slots.push(slot);
       ask(slot);
     }
     for (let turn = 0; slots.length > 0; turn++) {
       const slot = slots[turn % slots.length] as Slot;
       if (slot.first >= slot.end) break;
-      if (slot.pending !== undefined) await slot.pending;
-      slot.pending = undefined;
+      const readable = await arrive(run, slot, offsets, tableBytes, failed);
       for (let index = slot.first; index < slot.end; index++) {
+        if (readable?.has(index) === false) continue;
         const visiting = visit(index, slot.view, (index - slot.first) * tableBytes);
         if (visiting !== undefined) await visiting;
         if (run.restDue) await run.rest();
@@ -64,4 +77,35 @@ export async function readTables(
     await settleAll(slots.map((slot) => slot.pending)).catch(() => undefined);
     throw error;
   }
+}
+
+/** Ends the slot's request. After a failure its tables are read one by one.
+ *  @returns the indexes that could be read; `undefined` for all. */
+async function arrive(
+  run: CheckRun,
+  slot: Slot,
+  offsets: ArrayLike<number>,
+  tableBytes: number,
+  failed: TableFailure | undefined,
+): Promise<ReadonlySet<number> | undefined> {
+  try {
+    if (slot.error !== undefined) throw slot.error.error;
+    if (slot.pending !== undefined) await slot.pending;
+    return undefined;
+  } catch (error) {
+    if (failed === undefined) throw error;
+  } finally {
+    slot.pending = undefined;
+  }
+  const readable = new Set<number>();
+  for (let index = slot.first; index < slot.end; index++) {
+    const at = (index - slot.first) * tableBytes;
+    try {
+      await run.file.read(offsets[index] as number, slot.bytes.subarray(at, at + tableBytes));
+      readable.add(index);
+    } catch (error) {
+      failed(index, error);
+    }
+  }
+  return readable;
 }

@@ -5,6 +5,7 @@
  *  Write order of a repair: refcounts, then COPIED flags, then the snapshot table, then the header's dirty and corrupt bits; each step
  *  leaves an image that a later check can repair. Raised refcounts and leaks are safe at any time; a COPIED flag is set only on the
  *  basis of refcounts that are right. */
+import { ERRNO_TEXT, errnoOf } from '../../base/errors.ts';
 import type { CheckOptions, CheckResult } from '../../core/format.ts';
 import { type BitmapEntry, bitmapClusterAt, readBitmapDirectory } from './bitmap-directory.ts';
 import { checkCopied } from './check-copied.ts';
@@ -178,7 +179,11 @@ async function rebuildAndRecount(
 ): Promise<{ stored: StoredRefcounts; highest: number }> {
   const before = { ...run.counts };
   run.find('note', 'rebuilding', 'Rebuilding refcount structure');
-  await rebuildRefcounts(run, references, overlaps.refcountTable);
+  try {
+    await rebuildRefcounts(run, references, overlaps.refcountTable);
+  } catch (cause) {
+    throw run.ioFailure(`ERROR writing refblock: ${ERRNO_TEXT[errnoOf(cause)]}`, cause, { reported: true });
+  }
   run.counts.corruptions = 0;
   run.counts.leaks = 0;
   // refcounts that could not be read are no longer needed

@@ -262,10 +262,17 @@ export class Refcounts {
 
   /** Every refcount block in use: host offsets, in table order. */
   async *blocks(): AsyncGenerator<number> {
-    for (let index = 0; index < this.#tableEntries; index++) {
-      const offset = this.blockOffset(index);
-      const known = isPromise(offset) ? await offset : offset;
-      if (known !== 0) yield known;
+    const { caches, header } = this.#state;
+    const slice = caches.refcountTable.tableSize;
+    for (let index = 0; index < this.#tableEntries; ) {
+      const loaded = caches.refcountTable.load(header.refcountTableOffset + index * TABLE_ENTRY_BYTES);
+      const table = isPromise(loaded) ? await loaded : loaded;
+      for (let at = 0; at < slice; at += TABLE_ENTRY_BYTES, index++) {
+        if (table.view.getUint32(at + 4) === 0 && table.view.getUint32(at) === 0) continue;
+        const offset = this.#checkedOffset(table, at, index);
+        const known = isPromise(offset) ? await offset : offset;
+        if (known !== 0) yield known;
+      }
     }
   }
 }

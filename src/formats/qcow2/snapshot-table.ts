@@ -113,10 +113,10 @@ export async function readSnapshotTable(
       extraLength = MAX_EXTRA_BYTES;
     }
     const extraAt = entryAt + SnapshotHeader.size;
-    const extra = (window.peek(extraAt, extraLength) ?? (await window.load(extraAt, extraLength))).slice();
+    const extra = copyOf(window.peek(extraAt, extraLength) ?? (await window.load(extraAt, extraLength)));
     const idAt = extraAt + fixed.extraLength;
     const namesLength = fixed.idLength + fixed.nameLength;
-    const names = (window.peek(idAt, namesLength) ?? (await window.load(idAt, namesLength))).slice();
+    const names = copyOf(window.peek(idAt, namesLength) ?? (await window.load(idAt, namesLength)));
     at = idAt + namesLength;
     tableLength = alignUp(tableLength, 8) + SnapshotHeader.size + extraLength + namesLength;
     if (tableLength > MAX_TABLE_BYTES || at - start > MAX_TABLE_SPAN) {
@@ -140,8 +140,8 @@ export async function readSnapshotTable(
 type FixedPart = ReturnType<typeof SnapshotHeader.decode>;
 
 function decodeEntry(fixed: FixedPart, extra: Uint8Array, names: Uint8Array, virtualSize: number): SnapshotEntry {
-  const rawId = untilNul(names.subarray(0, fixed.idLength));
-  const rawName = untilNul(names.subarray(fixed.idLength));
+  const rawId = untilNul(part(names, 0, fixed.idLength));
+  const rawName = untilNul(part(names, fixed.idLength, names.length));
   const view = new DataView(extra.buffer, extra.byteOffset, extra.length);
   const icount = extra.length >= 24 ? view.getBigUint64(16) : NO_ICOUNT;
   return {
@@ -211,6 +211,17 @@ function encodeEntry(entry: SnapshotEntry, table: Uint8Array, at: number): void 
   view.setBigUint64(16, entry.icount ?? NO_ICOUNT);
   table.set(entry.rawId, extraAt + extraLength);
   table.set(entry.rawName, extraAt + extraLength + entry.rawId.length);
+}
+
+/** Shared: tens of thousands of empty entries, as a wild count finds them in a hole, must not take tens of megabytes. */
+const NOTHING = new Uint8Array(0);
+
+function copyOf(bytes: Uint8Array): Uint8Array {
+  return bytes.length === 0 ? NOTHING : bytes.slice();
+}
+
+function part(bytes: Uint8Array, start: number, end: number): Uint8Array {
+  return start === end ? NOTHING : bytes.subarray(start, end);
 }
 
 function untilNul(raw: Uint8Array): Uint8Array {
