@@ -84,9 +84,10 @@ export async function ensureDependencies() {
 /** Whether dist/ is younger than every source. */
 export function isBuilt() {
   const stamp = statSync(join(ROOT, 'dist/.tsbuildinfo'), { throwIfNoEntry: false });
-  if (stamp === undefined || !existsSync(join(ROOT, 'dist/node.js'))) return false;
-  const newest = Math.max(...sources('src').concat('package-lock.json', 'tsconfig.json').map(modified));
-  return newest < stamp.mtimeMs;
+  const program = statSync(join(ROOT, 'dist/program/main.js'), { throwIfNoEntry: false });
+  if (stamp === undefined || program === undefined || !existsSync(join(ROOT, 'dist/node.js'))) return false;
+  const inputs = [...sources('src'), 'package-lock.json', 'tsconfig.json', 'tsconfig.build.json', 'scripts/bundle.mjs'];
+  return Math.max(...inputs.map(modified)) < Math.min(stamp.mtimeMs, program.mtimeMs);
 }
 
 function modified(path) {
@@ -100,9 +101,10 @@ function sources(directory) {
   });
 }
 
-/** Compiles src/ to dist/. @returns the exit status of the compiler. */
+/** Compiles src/ to dist/ and bundles the program. @returns 0, or the status of what failed. */
 export async function build() {
-  return run(process.execPath, [join(ROOT, 'node_modules/typescript/bin/tsc'), '-p', 'tsconfig.build.json']);
+  const compiled = await run(process.execPath, ['node_modules/typescript/bin/tsc', '-p', 'tsconfig.build.json']);
+  return compiled === 0 ? run(process.execPath, ['scripts/bundle.mjs']) : compiled;
 }
 
 const coloured = process.stdout.isTTY === true && process.env.NO_COLOR === undefined;

@@ -14,6 +14,10 @@ const GROUPS = [
       'CreateImageOptions',
       'CreatePlan',
       'BackingChoice',
+      'ImageDrivers',
+      'Preset',
+      'FileName',
+      'ReferencePolicy',
     ],
   ],
   ['Jobs', ['convertImage', 'compareImages', 'checkImage', 'mapImage', 'measureImage', 'imageInfo', 'chainInfo']],
@@ -103,11 +107,19 @@ function namesOf(fileName, text) {
 }
 
 function tidy(text) {
-  return text
-    .replaceAll(/^ {4}#private;\n/gm, '')
-    .replaceAll(/^ {4}private [^\n]*\n/gm, '')
-    .replaceAll(/^( {4})+/gm, (spaces) => ' '.repeat(spaces.length / 2))
-    .replaceAll(/\bexport declare /g, '')
-    .replaceAll(/\bexport (?=interface|type|abstract|class)/g, '')
-    .trim();
+  return (
+    text
+      .replaceAll(/^ {4}#private;\n/gm, '')
+      .replaceAll(/^ {4}private [^\n]*\n/gm, '')
+      .replaceAll(/^( {4})+/gm, (spaces) => ' '.repeat(spaces.length / 2))
+      .replaceAll(/\b(open|create|check|compare|convert|info|map|measure)\.(?=[A-Z])/g, '')
+      // A driver's own type repeats its options, which have a page of their own.
+      .replace(
+        /^((?:\/\*\*[\s\S]*?\*\/\s*)?)export declare const (\w+): (?:import\("[^"]+"\)\.)?FormatDriver<[\s\S]*$/,
+        '$1export declare const $2: FormatDriver;',
+      )
+      .replaceAll(/\bexport declare /g, '')
+      .replaceAll(/\bexport (?=interface|type|abstract|class)/g, '')
+      .trim()
+  );
 }

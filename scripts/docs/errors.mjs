@@ -132,12 +132,12 @@ class ReasonFinder {
         (entry) =>
           entry.name?.getText() === name && (ts.isPropertyAssignment(entry) || ts.isShorthandPropertyAssignment(entry)),
       );
-    const valueOf = (name) => {
+    const expressionOf = (name) => {
       const entry = property(name);
       return entry === undefined ? undefined : (entry.initializer ?? entry.name);
     };
-    if (property('type') !== undefined) return { kind: 'event', message: valueOf('message') };
-    if (property('kind') !== undefined) return { kind: 'finding', message: valueOf('message') };
+    if (property('type') !== undefined) return { kind: 'event', message: expressionOf('message') };
+    if (property('kind') !== undefined) return { kind: 'finding', message: expressionOf('message') };
     const refused = property('unsupported') !== undefined;
     const isDefinition =
       ts.isCallExpression(parent) && /^(size|int|bool|text|choice)$/.test(parent.expression.getText());

@@ -15,7 +15,7 @@ export function optionsPage({ formats, cliName }) {
     '',
   ];
   for (const format of [...formats].sort((a, b) => (a.name < b.name ? -1 : 1))) {
-    lines.push(`## ${format.name}`, '', `${format.summary}.`, '');
+    lines.push(`## ${format.name}`, '', `${format.summary[0].toUpperCase()}${format.summary.slice(1)}.`, '');
     lines.push('### Create', '', ...table(format.createOptions, cliName), '');
     lines.push('### Open', '', "With `--image-opts` on the command line, `options` in the library's `openImage`.", '');
     lines.push(...table(format.openOptions, cliName), '');

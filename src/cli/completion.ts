@@ -111,7 +111,7 @@ ${cases.join('\n')}
     completion) _values shell ${SHELLS.join(' ')} ;;
   esac
 }
-compdef _cowdisk cowdisk
+if [[ $funcstack[1] == _cowdisk ]]; then _cowdisk "$@"; else compdef _cowdisk cowdisk; fi
 `;
 }
 

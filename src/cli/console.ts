@@ -16,6 +16,7 @@ export interface Sink {
 
 const ENCODER = new TextEncoder();
 const PAUSE_MS = 2;
+const DEFAULT_COLUMNS = 80;
 
 /** A sink over a file descriptor. */
 export class DescriptorSink implements Sink {
@@ -35,7 +36,8 @@ export class DescriptorSink implements Sink {
   }
 
   get columns(): number {
-    return this.#fd === 2 ? (process.stderr.columns ?? 80) : 80;
+    const columns = this.#fd === 2 && this.isTerminal ? process.stderr.columns : 0;
+    return columns > 0 ? columns : DEFAULT_COLUMNS;
   }
 
   write(text: string): void {
@@ -125,7 +127,7 @@ export class MemorySink implements Sink {
   text = '';
   readonly broken = false;
   readonly isTerminal: boolean;
-  readonly columns = 80;
+  readonly columns = DEFAULT_COLUMNS;
 
   constructor(isTerminal = false) {
     this.isTerminal = isTerminal;

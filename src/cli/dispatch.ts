@@ -3,7 +3,7 @@ import { Arguments, type OptionSpec, usage } from './args.ts';
 import { Finished } from './commands/common.ts';
 import type { Cli, Personality } from './console.ts';
 import { Failure } from './failure.ts';
-import { findVerb, isFutureVerb, nearestVerb } from './verbs/index.ts';
+import { findVerb, isFutureVerb, nearestVerb, type VerbEntry } from './verbs/index.ts';
 
 /** Options before the verb. */
 export const PROGRAM_OPTIONS: readonly OptionSpec[] = [
@@ -43,12 +43,12 @@ export async function dispatch(
   }
   if (!personality.qemu && verb === 'help') return help(cli, personality, rest[0]);
   if (!personality.qemu && verb === 'completion') return completion(cli, rest);
-  return runVerb(personality, verb, rest, cliFor(verb));
-}
-
-async function runVerb(personality: Personality, verb: string, args: readonly string[], cli: Cli): Promise<number> {
   const entry = findVerb(verb);
   if (entry === undefined) throw unknownVerb(personality, verb);
+  return runVerb(entry, rest, cliFor(verb));
+}
+
+async function runVerb(entry: VerbEntry, args: readonly string[], cli: Cli): Promise<number> {
   const [spec, command] = await Promise.all([entry.spec(), entry.command()]);
   try {
     return await command(cli, args, spec);

@@ -57,7 +57,11 @@ function listenForSignals(controller: AbortController): () => void {
 export async function run(invocation: Invocation): Promise<number> {
   const personality = personalityOf(invocation.calledAs);
   const { out, err, env, signal } = invocation;
-  const cliFor = (verb: string): Cli => makeCli(personality, verb, { out, err }, env, signal);
+  let cli = makeCli(personality, personality.program, { out, err }, env, signal);
+  const cliFor = (verb: string): Cli => {
+    cli = makeCli(personality, verb, { out, err }, env, signal);
+    return cli;
+  };
   try {
     if (personality.program === 'qemu-io' || personality.program === 'qemu-nbd') {
       throw new Failure(`this program is not part of cowdisk yet; qemu-img and cowdisk are`);
@@ -65,7 +69,7 @@ export async function run(invocation: Invocation): Promise<number> {
     const { dispatch } = await import('./dispatch.ts');
     return await dispatch(personality, invocation.args, cliFor);
   } catch (error) {
-    return report(cliFor(personality.program), error);
+    return report(cli, error);
   }
 }
 
@@ -84,7 +88,7 @@ export function report(cli: Cli, error: unknown): number {
   if (cli.env['COWDISK_DEBUG'] === '1') cli.err.write(`${debugText(error)}\n`);
   if (error instanceof Failure) {
     for (const line of error.lines) cli.error(line);
-    if (error.hint === 'help') cli.err.write(helpHint(cli.personality));
+    if (error.hint === 'help') cli.err.write(helpHint(cli));
     if (error.trailer !== undefined) cli.err.write(error.trailer);
     return error.status;
   }
@@ -102,10 +106,9 @@ export function report(cli: Cli, error: unknown): number {
   return EXIT_FAILURE;
 }
 
-function helpHint(personality: Personality): string {
-  return personality.qemu
-    ? `Try '${personality.program} --help' for more information\n`
-    : `Try '${personality.program} help' for more information\n`;
+function helpHint({ personality: { program, qemu }, verb }: Cli): string {
+  if (qemu) return `Try '${program} --help' for more information\n`;
+  return `Try '${program} help${verb === program ? '' : ` ${verb}`}' for more information\n`;
 }
 
 function debugText(error: unknown): string {

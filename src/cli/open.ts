@@ -10,7 +10,7 @@ import type { Cli } from './console.ts';
 import { formatNamed } from './drivers.ts';
 import { Failure } from './failure.ts';
 import type { ImageSource } from './image-source.ts';
-import { parseQemuSize } from './numbers.ts';
+import { parseInteger, parseQemuSize } from './numbers.ts';
 import { describeError } from './render/describe.ts';
 import { CACHE_MODES, type CacheModeName } from './verbs/common.ts';
 
@@ -113,6 +113,11 @@ function optionValue(label: string, name: string, kind: string, text: string): u
     throw new Failure(`Could not open '${label}': Parameter '${name}' expects 'on' or 'off'`);
   }
   if (kind === 'text' || kind === 'choice') return text;
+  if (kind === 'int') {
+    const value = parseInteger(text);
+    if (value !== undefined) return value < 0n ? Number.MAX_SAFE_INTEGER : Number(value);
+    throw new Failure(`Could not open '${label}': Parameter '${name}' expects a number`);
+  }
   const parsed = parseQemuSize(text);
   if (typeof parsed === 'object') return Number(parsed.value);
   throw new Failure(`Could not open '${label}': Parameter '${name}' expects a non-negative number below 2^64`, {

@@ -69,7 +69,7 @@ export class ProgressDisplay {
         this.#cli.out.write(progressLine(percent));
         return;
       case 'json':
-        if (now - this.#lastTime < JSON_INTERVAL_MS && progress.done < progress.total) return;
+        if (now - this.#lastTime < JSON_INTERVAL_MS) return;
         this.#lastTime = now;
         this.#cli.err.write(`${JSON.stringify(this.#facts(now))}\n`);
         return;

@@ -47,9 +47,3 @@ export class BufferPool {
     this.#free.push(buffer);
   }
 }
-
-/** The same bytes as a Buffer, where there is such a thing: comparing it needs no wrapper per call. For looking only: its `slice` makes no copy,
- *  and whoever is handed bytes may count on that. */
-export function comparable(bytes: Uint8Array): Uint8Array {
-  return typeof Buffer === 'function' ? Buffer.from(bytes.buffer, bytes.byteOffset, bytes.length) : bytes;
-}

@@ -47,10 +47,13 @@ class Transfer {
   offset = 0;
   at = 0;
   end = 0;
+  /** For the requests to children; without the signal, which is looked at between them. */
+  hint: IoOptions | undefined;
   readonly runs = new RunList();
   readonly pendings: Pending[] = [];
 }
 const EMPTY = new Uint8Array(0);
+const HINTS = { this: { thread: 'this' }, pool: { thread: 'pool' } } as const;
 
 export function mappedNode(format: FormatNode, options: MappedNodeOptions): MappedNode {
   return new MappedNode(format, options);
@@ -129,7 +132,7 @@ export class MappedNode implements BlockNode, EngineServices {
     throwIfAborted(options?.signal);
     if (into.length === 0) return undefined;
     if (this.#barrier !== undefined) return this.#afterBarrier(() => this.read(offset, into, options));
-    return this.#readMapped(offset, into, options?.signal, true);
+    return this.#readMapped(offset, into, options, true);
   }
 
   /** Guest bytes under the present mapping, from inside a request or an exclusive section: neither counted nor held up. Bytes past the
@@ -141,8 +144,8 @@ export class MappedNode implements BlockNode, EngineServices {
     return this.#readMapped(offset, inside < into.length ? into.subarray(0, inside) : into, undefined, false);
   }
 
-  #readMapped(offset: number, into: Uint8Array, signal: AbortSignal | undefined, counted: boolean): Pending {
-    const transfer = this.#takeTransfer(offset, into);
+  #readMapped(offset: number, into: Uint8Array, options: IoOptions | undefined, counted: boolean): Pending {
+    const transfer = this.#takeTransfer(offset, into, options);
     let waiting: Pending;
     try {
       waiting = this.#readStep(transfer);
@@ -154,7 +157,7 @@ export class MappedNode implements BlockNode, EngineServices {
       this.#giveBack(transfer);
       return undefined;
     }
-    return this.#readRest(transfer, waiting, signal, counted);
+    return this.#readRest(transfer, waiting, options?.signal, counted);
   }
 
   async #readRest(
@@ -209,10 +212,10 @@ export class MappedNode implements BlockNode, EngineServices {
             buffer.fill(0, from, to);
             break;
           case 'data':
-            pending = this.#readData(run, part(buffer, from, to));
+            pending = this.#readData(run, part(buffer, from, to), transfer.hint);
             break;
           case 'unallocated':
-            pending = this.#readBacking(run.guestOffset, part(buffer, from, to));
+            pending = this.#readBacking(run.guestOffset, part(buffer, from, to), transfer.hint);
             break;
           case 'encoded':
             while (i + taken < runs.count && runs.at(i + taken).kind === 'encoded') taken++;
@@ -230,10 +233,10 @@ export class MappedNode implements BlockNode, EngineServices {
     return pendings.length === 1 ? pendings[0] : settleAll([...pendings]);
   }
 
-  #readData(run: Run, into: Uint8Array): Pending {
+  #readData(run: Run, into: Uint8Array, hint: IoOptions | undefined): Pending {
     const child = this.#child(run.child);
     const { transform } = this.format;
-    if (transform === undefined) return child.read(run.hostOffset, into);
+    if (transform === undefined) return child.read(run.hostOffset, into, hint);
     return this.#readTransformed(run.hostOffset, run.guestOffset, child, into);
   }
 
@@ -250,12 +253,12 @@ export class MappedNode implements BlockNode, EngineServices {
     if (!whole) into.set(sectors.subarray(before, before + into.length));
   }
 
-  #readBacking(offset: number, into: Uint8Array): Pending {
+  #readBacking(offset: number, into: Uint8Array, hint?: IoOptions): Pending {
     const backing = this.#backing;
     const inside = backing === undefined ? 0 : Math.max(0, Math.min(into.length, backing.size - offset));
     if (inside < into.length) into.fill(0, inside);
     if (backing === undefined || inside === 0) return undefined;
-    return backing.read(offset, part(into, 0, inside));
+    return backing.read(offset, part(into, 0, inside), hint);
   }
 
   #decode(transfer: Transfer, first: number, count: number): Pending {
@@ -278,13 +281,13 @@ export class MappedNode implements BlockNode, EngineServices {
     if (this.#barrier !== undefined) return this.#afterBarrier(() => this.write(offset, from, options));
     this.#observe(offset, from.length);
     if (options?.compressed === true) return this.#counted(this.#writeCompressed(offset, from, options));
-    const written = this.#writeMapped(offset, from, options?.signal);
+    const written = this.#writeMapped(offset, from, options);
     if (options?.fua !== true) return written;
     return this.#counted(this.#thenFlush(written));
   }
 
-  #writeMapped(offset: number, from: Uint8Array, signal: AbortSignal | undefined): Pending {
-    const transfer = this.#takeTransfer(offset, from);
+  #writeMapped(offset: number, from: Uint8Array, options: IoOptions | undefined): Pending {
+    const transfer = this.#takeTransfer(offset, from, options);
     let waiting: Pending;
     try {
       waiting = this.#writeStep(transfer);
@@ -296,7 +299,7 @@ export class MappedNode implements BlockNode, EngineServices {
       this.#giveBack(transfer);
       return undefined;
     }
-    return this.#writeRest(transfer, waiting, signal);
+    return this.#writeRest(transfer, waiting, options?.signal);
   }
 
   async #writeRest(transfer: Transfer, first: Promise<void>, signal: AbortSignal | undefined): Promise<void> {
@@ -344,7 +347,7 @@ export class MappedNode implements BlockNode, EngineServices {
     if (checked !== undefined || this.format.transform !== undefined) {
       return this.#writeChecked(checked, child, hostOffset, guestOffset, bytes);
     }
-    return child.write(hostOffset, bytes);
+    return child.write(hostOffset, bytes, transfer.hint);
   }
 
   async #writeChecked(
@@ -406,7 +409,7 @@ export class MappedNode implements BlockNode, EngineServices {
           throw new BlockError('INTERNAL', `internal error: ${this.driver} plans no write at ${hex(transfer.at)}`);
         }
         const from = transfer.at - transfer.offset;
-        await this.#writePlan(plan, part(transfer.buffer, from, from + plan.length));
+        await this.#writePlan(plan, part(transfer.buffer, from, from + plan.length), transfer.hint);
       } catch (error) {
         try {
           await format.abortWrite?.(plan);
@@ -423,7 +426,7 @@ export class MappedNode implements BlockNode, EngineServices {
     }
   }
 
-  async #writePlan(plan: WritePlan, guest: Uint8Array): Promise<void> {
+  async #writePlan(plan: WritePlan, guest: Uint8Array, hint: IoOptions | undefined): Promise<void> {
     const { format } = this;
     const { headLength, tailLength, guestOffset } = plan;
     const child = this.#child(plan.child);
@@ -439,9 +442,9 @@ export class MappedNode implements BlockNode, EngineServices {
     if (format.transform !== undefined) {
       await this.#writeTransformed(child, start, guestOffset - headLength, concat(parts, total));
     } else if (parts.length === 1) {
-      await child.write(start, guest);
+      await child.write(start, guest, hint);
     } else if (child.writev !== undefined) {
-      await child.writev(start, parts);
+      await child.writev(start, parts, hint);
     } else if (total <= 4 * ZERO_CHUNK) {
       await child.write(start, concat(parts, total));
     } else {
@@ -533,7 +536,7 @@ export class MappedNode implements BlockNode, EngineServices {
     const end = offset + length;
     for (let at = offset; at < end; ) {
       const step = Math.min(end, alignDown(at + ZERO_CHUNK, ZERO_CHUNK)) - at;
-      await this.#writeMapped(at, part(zeroChunk, 0, step), options.signal);
+      await this.#writeMapped(at, part(zeroChunk, 0, step), options);
       at += step;
     }
   }
@@ -694,12 +697,13 @@ export class MappedNode implements BlockNode, EngineServices {
     await this.format.flush();
   }
 
-  #takeTransfer(offset: number, buffer: Uint8Array): Transfer {
+  #takeTransfer(offset: number, buffer: Uint8Array, options: IoOptions | undefined): Transfer {
     const transfer = this.#transfers.pop() ?? new Transfer();
     transfer.buffer = buffer;
     transfer.offset = offset;
     transfer.at = offset;
     transfer.end = offset + buffer.length;
+    transfer.hint = options?.thread === undefined ? undefined : HINTS[options.thread];
     transfer.runs.reset(-1, -1);
     return transfer;
   }

@@ -9,6 +9,9 @@ import type { BlockNode, Child } from './node.ts';
 
 export interface IoOptions {
   readonly signal?: AbortSignal;
+  /** A hint to stores that can choose. `pool`: the caller has other work meanwhile, do it on another thread where that is worth its cost;
+   *  `this`: the caller has none, do it here and now. Not given: by the length of the request. */
+  readonly thread?: 'this' | 'pool';
 }
 
 export interface WriteOptions extends IoOptions {

@@ -94,15 +94,15 @@ export class BlockDeviceStore extends BaseStore {
     for (const part of parts) total += part.length;
     this.checkWrite('write', offset, total);
     if (total === 0) return undefined;
-    return this.#thenFlush(this.#io.writev(offset, parts, total, options?.signal), options);
+    return this.#thenFlush(this.#io.writev(offset, parts, total, options), options);
   }
 
   protected _read(offset: number, into: Uint8Array, options: IoOptions | undefined): Pending {
-    return this.#io.read(offset, into, options?.signal);
+    return this.#io.read(offset, into, options);
   }
 
   protected _write(offset: number, from: Uint8Array, options: WriteOptions | undefined): Pending {
-    return this.#thenFlush(this.#io.write(offset, from, options?.signal), options);
+    return this.#thenFlush(this.#io.write(offset, from, options), options);
   }
 
   protected _writeZeroes(offset: number, length: number, options: ZeroOptions | undefined): Pending {

@@ -7,9 +7,26 @@ import { close, fdatasync, read, readSync, write, writeSync, writev, writevSync 
 import type { Pending } from '../base/async.ts';
 import { type BlockError, fromSystemError, hex } from '../base/errors.ts';
 import { throwIfAborted } from '../base/job.ts';
+import type { IoOptions } from '../core/store.ts';
 
 /** Longest request that is done synchronously, bytes: about here the pool's overhead becomes small against the copy. */
 export const SYNC_LIMIT = 512 * 1024;
+/** The same for callers that have nothing else to do, and for those that have. */
+const SYNC_LIMIT_THIS = 4 * 1024 * 1024;
+const SYNC_LIMIT_POOL = 96 * 1024;
+
+/** Longest request that is done on this thread, bytes, for a caller with that hint. */
+export function syncLimit(options: IoOptions | undefined): number {
+  switch (options?.thread) {
+    case 'this':
+      return SYNC_LIMIT_THIS;
+    case 'pool':
+      return SYNC_LIMIT_POOL;
+    default:
+      return SYNC_LIMIT;
+  }
+}
+
 /** Longest single call: Node takes lengths below 2^31, Linux transfers 0x7ffff000 at most. */
 const CALL_LIMIT = 1024 * 1024 * 1024;
 /** Most buffers in one writev (IOV_MAX of Linux and the BSDs). */
@@ -38,9 +55,10 @@ export class FdIo {
     this.#name = name;
   }
 
-  read(offset: number, into: Uint8Array, signal: AbortSignal | undefined): Pending {
+  read(offset: number, into: Uint8Array, options: IoOptions | undefined): Pending {
+    const signal = options?.signal;
     throwIfAborted(signal);
-    if (into.length > SYNC_LIMIT) return this.#readLater(offset, into, signal);
+    if (into.length > syncLimit(options)) return this.#readLater(offset, into, signal);
     try {
       let done = 0;
       while (done < into.length) {
@@ -57,9 +75,10 @@ export class FdIo {
     return undefined;
   }
 
-  write(offset: number, from: Uint8Array, signal: AbortSignal | undefined): Pending {
+  write(offset: number, from: Uint8Array, options: IoOptions | undefined): Pending {
+    const signal = options?.signal;
     throwIfAborted(signal);
-    if (from.length > SYNC_LIMIT) return this.#writeLater(offset, from, signal);
+    if (from.length > syncLimit(options)) return this.#writeLater(offset, from, signal);
     this.writeNow(offset, from);
     return undefined;
   }
@@ -75,9 +94,10 @@ export class FdIo {
   }
 
   /** `total`: the sum of the parts' lengths. */
-  writev(offset: number, parts: readonly Uint8Array[], total: number, signal: AbortSignal | undefined): Pending {
+  writev(offset: number, parts: readonly Uint8Array[], total: number, options: IoOptions | undefined): Pending {
+    const signal = options?.signal;
     throwIfAborted(signal);
-    if (total > SYNC_LIMIT) return this.#writevLater(offset, parts, total, signal);
+    if (total > syncLimit(options)) return this.#writevLater(offset, parts, total, signal);
     try {
       const rest = new Vector(parts);
       let done = 0;
@@ -94,7 +114,8 @@ export class FdIo {
 
   /** Writes zeros one by one: the last resort. */
   writeZeros(offset: number, length: number, signal: AbortSignal | undefined): Pending {
-    if (length <= SYNC_LIMIT) return this.write(offset, sharedZeros().subarray(0, length), signal);
+    if (length <= SYNC_LIMIT)
+      return this.write(offset, sharedZeros().subarray(0, length), signal === undefined ? undefined : { signal });
     return this.#writeZerosLater(offset, length, signal);
   }
 

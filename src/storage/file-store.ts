@@ -21,7 +21,7 @@ import {
   type ZeroOptions,
 } from '../core/store.ts';
 import { type Native, type NativeOutcome, NOT_AVAILABLE, native, type RangeCalls } from '../platform/node/native.ts';
-import { FdIo, SYNC_LIMIT } from './fd-io.ts';
+import { FdIo, syncLimit } from './fd-io.ts';
 
 /** Native range calls longer than this run in the pool, bytes: punching works on extents and is quick for its length. */
 const NATIVE_SYNC_LIMIT = 16 * 1024 * 1024;
@@ -100,18 +100,17 @@ export class FileStore extends BaseStore {
     for (const part of parts) total += part.length;
     this.checkWrite('write', offset, total);
     if (total === 0) return undefined;
-    const signal = options?.signal;
-    return this.#written(offset, total, options, () => this.#io.writev(offset, parts, total, signal));
+    return this.#written(offset, total, options, () => this.#io.writev(offset, parts, total, options));
   }
 
   protected _read(offset: number, into: Uint8Array, options: IoOptions | undefined): Pending {
-    return this.#io.read(offset, into, options?.signal);
+    return this.#io.read(offset, into, options);
   }
 
   protected _write(offset: number, from: Uint8Array, options: WriteOptions | undefined): Pending {
     const length = from.length;
-    if (length > SYNC_LIMIT || options?.fua === true) {
-      return this.#written(offset, length, options, () => this.#io.write(offset, from, options?.signal));
+    if (length > syncLimit(options) || options?.fua === true) {
+      return this.#written(offset, length, options, () => this.#io.write(offset, from, options));
     }
     throwIfAborted(options?.signal);
     try {

@@ -98,6 +98,8 @@ export class Guest {
   readonly #running = new Set<Promise<void>>();
   readonly #faults: boolean;
   #failure: { error: unknown } | undefined;
+  /** Requests that failed as they were allowed to. */
+  failed = 0;
   /** Frozen contents, as they were when frozen. */
   readonly #frozen: FrozenContents;
 
@@ -249,6 +251,7 @@ export class Guest {
 
   #acceptFailure(error: unknown): void {
     if (!this.#faults || !isBlockError(error) || error.code === 'INTERNAL') throw error;
+    this.failed++;
   }
 
   async #read(): Promise<void> {
@@ -409,6 +412,8 @@ export async function verifyExtents(node: BlockNode, content: Uint8Array): Promi
 export interface ModelReport {
   readonly seed: number;
   readonly requests: number;
+  /** Of these, how many failed because their files did. */
+  readonly failed: number;
 }
 
 /** One run of the model test. @throws {@link ModelFailure} or whatever a request failed with; `message` begins with the seed. */
@@ -430,6 +435,7 @@ async function runSessions(format: FormatUnderTest, options: ModelOptions): Prom
   const created = await format.create(size, { hasBacking: backing !== undefined });
   let files = created.map((bytes) => MemoryStore.from(bytes, { pageSize: 4096 }));
   const frozen = new FrozenContents();
+  let failed = 0;
   for (let session = 0; session < sessions; session++) {
     const faults = files.map((file) => new FaultStore(new LateStore({ seed: below(random, 2 ** 31) }, file)));
     const cache = new CacheBudget(options.cacheBytes ?? 0);
@@ -446,13 +452,14 @@ async function runSessions(format: FormatUnderTest, options: ModelOptions): Prom
         await guest.settle();
       }
     } finally {
+      failed += guest.failed;
       await opened.node.close();
     }
     const { corruptions } = await format.check(files.map((file) => file.bytes()));
     if (corruptions.length > 0) throw new ModelFailure(`check: ${corruptions.join('; ')}`);
     files = files.map((file) => file.reopen());
   }
-  return { seed, requests: sessions * rounds * operations };
+  return { seed, requests: sessions * rounds * operations, failed };
 }
 
 function addFaults(store: FaultStore, random: () => number): void {

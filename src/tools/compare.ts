@@ -5,7 +5,6 @@ import { BlockError, isBlockError } from '../base/errors.ts';
 import { type JobOptions, Pacer, throwIfAborted } from '../base/job.ts';
 import { MiB } from '../base/sizes.ts';
 import { isZero } from '../bytes/zeros.ts';
-import { comparable } from '../core/buffer-pool.ts';
 import type { Image } from '../image/image.ts';
 import { StatusCursor } from './status-cursor.ts';
 
@@ -31,6 +30,8 @@ export type CompareResult =
     };
 
 const CHUNK = 2 * MiB;
+/** Node's comparison takes any byte array; elsewhere bytes are compared one by one. */
+const memcmp: typeof Buffer.prototype.compare | undefined = globalThis.Buffer?.prototype.compare;
 const SECTOR = 512;
 
 /** Compares what a guest would read.
@@ -158,7 +159,7 @@ class Comparison {
     const one = reads(a) ? (reads(b) ? undefined : a) : b;
     if (one === undefined) {
       await settleAll([a.read(at, length), b.read(at, length)]);
-      const offset = firstDifferentSector(comparable(a.bytes(length)), comparable(b.bytes(length)));
+      const offset = firstDifferentSector(a.bytes(length), b.bytes(length));
       return offset === undefined ? undefined : at + offset;
     }
     await one.read(at, length);
@@ -204,9 +205,7 @@ function firstDifferentSector(a: Uint8Array, b: Uint8Array): number | undefined 
 }
 
 function areEqual(a: Uint8Array, b: Uint8Array, start: number, end: number): boolean {
-  if (typeof Buffer === 'function' && Buffer.isBuffer(a) && Buffer.isBuffer(b)) {
-    return a.compare(b, start, end, start, end) === 0;
-  }
+  if (memcmp !== undefined) return memcmp.call(a, b, start, end, start, end) === 0;
   for (let i = start; i < end; i++) if (a[i] !== b[i]) return false;
   return true;
 }

@@ -4,13 +4,14 @@
 import type { Pending } from '../base/async.ts';
 import { BlockError, isBlockError } from '../base/errors.ts';
 import { type JobOptions, Pacer, throwIfAborted } from '../base/job.ts';
-import { MiB } from '../base/sizes.ts';
+import { KiB, MiB } from '../base/sizes.ts';
 import { alignUp } from '../bytes/align.ts';
 import { isZero } from '../bytes/zeros.ts';
-import { BufferPool, comparable } from '../core/buffer-pool.ts';
+import { BufferPool } from '../core/buffer-pool.ts';
 import { Copier } from '../core/copier.ts';
 import type { BlockNode } from '../core/node.ts';
 import type { WriteOptions } from '../core/store.ts';
+import type { Image } from '../image/image.ts';
 import { Planner, type Segment } from './convert-plan.ts';
 import type { SourceDisk } from './convert-source.ts';
 import { RateLimit } from './rate-limit.ts';
@@ -19,6 +20,8 @@ export interface CopySettings extends JobOptions {
   readonly target: BlockNode;
   /** What messages call it. */
   readonly targetName: string;
+  /** Set where the target's format was guessed: the image itself looks at what is written to its beginning. */
+  readonly guard: Image | undefined;
   readonly compressed: boolean;
   /** Bytes; 0: everything is written. */
   readonly sparseSize: number;
@@ -43,6 +46,8 @@ export interface CopyCounts {
 }
 
 const CHUNK = 2 * MiB;
+/** Local files write this much without leaving the thread, which costs less than handing it to another one. */
+const SYNC_WRITE = 512 * KiB;
 /** Zeros are asked for in pieces, so that progress and interruptions have their turn. */
 const ZERO_STEP = 256 * MiB;
 
@@ -55,6 +60,8 @@ export class DiskCopy {
   readonly #chunk: number;
   /** Pieces that are looked at for zeros, bytes: aligned to their own size. */
   readonly #piece: number;
+  /** Bytes of one write: one after the other they are as long as a local file writes at once, in this thread, while the reads run in others. */
+  readonly #writeStep: number;
   readonly #limit: RateLimit | undefined;
   readonly #pacer = new Pacer();
   readonly #writeOptions: WriteOptions;
@@ -69,12 +76,14 @@ export class DiskCopy {
     this.#planner = new Planner(source, { unit, wholeUnits: compressed, chunk: this.#chunk });
     this.#limit = rateLimit === undefined ? undefined : new RateLimit(rateLimit);
     this.#writeOptions = {
-      ...(compressed ? { compressed: true } : {}),
+      ...(compressed ? { compressed: true } : { thread: 'this' }),
       ...(writeThrough ? { fua: true } : {}),
     };
+    const order = settings.outOfOrder ? 'free' : compressed ? 'started' : 'serial';
+    this.#writeStep = order === 'serial' ? alignUp(SYNC_WRITE, unit) : this.#chunk;
     this.#copier = new Copier({
       buffers: new BufferPool({ size: this.#chunk, count: settings.parallel, shared: settings.sharedBuffers }),
-      order: settings.outOfOrder ? 'free' : compressed ? 'started' : 'serial',
+      order,
       read: (offset, into) => source.read(offset, into),
       write: (offset, from) => this.#store(offset, from),
       signal: settings.signal,
@@ -151,18 +160,17 @@ export class DiskCopy {
 
   /** One buffer's worth of data, without its zeros. */
   #store(offset: number, from: Uint8Array): Pending {
-    const view = comparable(from);
-    const pending = this.#storeFrom(offset, from, view, 0);
-    return pending === undefined ? undefined : this.#storeRest(pending, offset, from, view);
+    const pending = this.#storeFrom(offset, from, 0);
+    return pending === undefined ? undefined : this.#storeRest(pending, offset, from);
   }
 
   /** Goes on after a write that had to be waited for, one after the other. */
-  async #storeRest(first: Promise<void>, offset: number, from: Uint8Array, view: Uint8Array): Promise<void> {
+  async #storeRest(first: Promise<void>, offset: number, from: Uint8Array): Promise<void> {
     let waiting: Pending = first;
     while (waiting !== undefined) {
       const next = this.#storedTo;
       await waiting;
-      waiting = next < from.length ? this.#storeFrom(offset, from, view, next) : undefined;
+      waiting = next < from.length ? this.#storeFrom(offset, from, next) : undefined;
     }
   }
 
@@ -170,9 +178,9 @@ export class DiskCopy {
   #storedTo = 0;
 
   /** Writes run after run until something must be waited for. */
-  #storeFrom(offset: number, from: Uint8Array, view: Uint8Array, start: number): Pending {
+  #storeFrom(offset: number, from: Uint8Array, start: number): Pending {
     for (let at = start; at < from.length; ) {
-      const end = this.#runEnd(offset, view, at);
+      const end = this.#runEnd(offset, from, at);
       const whole = at === 0 && end === from.length;
       const pending = this.#runIsZero
         ? this.#zeroPiece(offset + at, end - at)
@@ -231,8 +239,27 @@ export class DiskCopy {
 
   #write(offset: number, from: Uint8Array): Pending {
     this.counts.copied += from.length;
+    const step = this.#writeStep;
+    if (from.length <= step) return this.#writeOnce(offset, from);
+    for (let at = 0; at < from.length; at += step) {
+      const pending = this.#writeOnce(offset + at, from.subarray(at, at + step));
+      if (pending !== undefined) return this.#writeRest(pending, offset, from, at + step);
+    }
+    return undefined;
+  }
+
+  async #writeRest(first: Promise<void>, offset: number, from: Uint8Array, start: number): Promise<void> {
+    await first;
+    for (let at = start; at < from.length; at += this.#writeStep) {
+      const pending = this.#writeOnce(offset + at, from.subarray(at, at + this.#writeStep));
+      if (pending !== undefined) await pending;
+    }
+  }
+
+  #writeOnce(offset: number, from: Uint8Array): Pending {
     try {
-      const pending = this.#settings.target.write(offset, from, this.#writeOptions);
+      const { target, guard } = this.#settings;
+      const pending = (guard !== undefined && offset < CHUNK ? guard : target).write(offset, from, this.#writeOptions);
       return pending === undefined ? undefined : this.#told(pending, offset);
     } catch (error) {
       throw this.#writeError(error, offset);

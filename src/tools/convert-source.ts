@@ -27,6 +27,8 @@ export interface SalvageOptions {
   readonly onLoss: (offset: number, length: number, error: unknown) => void;
 }
 
+const IN_POOL = { thread: 'pool' } as const;
+
 export class SourceDisk {
   readonly parts: readonly SourcePart[];
   readonly size: number;
@@ -114,7 +116,8 @@ export class SourceDisk {
   #readPart(part: SourcePart, offset: number, into: Uint8Array): Pending {
     let pending: Pending;
     try {
-      pending = part.image.node.read(offset - part.start, into);
+      // Elsewhere, because the writes run in this thread meanwhile.
+      pending = part.image.node.read(offset - part.start, into, IN_POOL);
     } catch (error) {
       return this.#rescue(part, offset, into, error);
     }

@@ -240,6 +240,7 @@ function newCopy(source: SourceDisk, target: OpenTarget, options: ConvertOptions
   return new DiskCopy(source, {
     target: target.image.node,
     targetName: target.image.name,
+    guard: target.image.probedRaw ? target.image : undefined,
     compressed: compressed === true,
     sparseSize: sparseSize ?? DEFAULT_SPARSE,
     targetIsZero: target.isZero,

@@ -62,7 +62,7 @@ describe('a mutex', () => {
 
   it('is handed on in order of arrival, and is never free in between', async () => {
     const mutex = new Mutex();
-    mutex.acquire();
+    void mutex.acquire();
     const order: number[] = [];
     const waiting = [1, 2, 3].map(async (number) => {
       await mutex.acquire();

@@ -6,7 +6,13 @@ describe('an error of this library', () => {
     const cause = new Error('below');
     const error = new BlockError('CORRUPT', 'qcow2 "a": bad', { reason: 'qcow2.bad', details: { offset: 5 }, cause });
     expect(error).toBeInstanceOf(Error);
-    expect(error).toMatchObject({ name: 'BlockError', code: 'CORRUPT', reason: 'qcow2.bad', details: { offset: 5 }, cause });
+    expect(error).toMatchObject({
+      name: 'BlockError',
+      code: 'CORRUPT',
+      reason: 'qcow2.bad',
+      details: { offset: 5 },
+      cause,
+    });
     expect(JSON.parse(JSON.stringify(error))).toEqual({
       name: 'BlockError',
       code: 'CORRUPT',
@@ -34,8 +40,15 @@ describe('failures of the system', () => {
     ['EISDIR', 'INVALID_ARGUMENT', 'is a directory'],
     ['EIO', 'IO', 'input/output error'],
   ])('%s keeps its errno and text', (errno, code, text) => {
-    const error = fromSystemError(Object.assign(new Error('raw'), { code: errno }), 'could not open "a"', { name: 'a' });
-    expect(error).toMatchObject({ code, message: `could not open "a": ${text}`, details: { errno, name: 'a' }, reason: 'system' });
+    const error = fromSystemError(Object.assign(new Error('raw'), { code: errno }), 'could not open "a"', {
+      name: 'a',
+    });
+    expect(error).toMatchObject({
+      code,
+      message: `could not open "a": ${text}`,
+      details: { errno, name: 'a' },
+      reason: 'system',
+    });
     expect(errnoOf(error)).toBe(errno);
   });
 

@@ -11,7 +11,9 @@ describe('abort checks', () => {
     throwIfAborted(undefined);
     throwIfAborted(controller.signal);
     controller.abort('stop');
-    expect(() => throwIfAborted(controller.signal)).toThrow(expect.objectContaining({ code: 'ABORTED', cause: 'stop' }));
+    expect(() => throwIfAborted(controller.signal)).toThrow(
+      expect.objectContaining({ code: 'ABORTED', cause: 'stop' }),
+    );
   });
 });
 

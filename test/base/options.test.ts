@@ -16,7 +16,14 @@ import {
 } from '../../src/base/options.ts';
 
 const schema = defineOptions({
-  clusterSize: size({ default: 65536, min: 512, max: 2 * 1024 * 1024, powerOfTwo: true, help: 'qcow2 cluster size', reason: 'q.cluster' }),
+  clusterSize: size({
+    default: 65536,
+    min: 512,
+    max: 2 * 1024 * 1024,
+    powerOfTwo: true,
+    help: 'qcow2 cluster size',
+    reason: 'q.cluster',
+  }),
   preallocation: choice(['off', 'metadata', 'full'], { default: 'off', help: 'preallocation mode' }),
   compat: choice(['v2', 'v3'], { help: 'version', synonyms: { '0.10': 'v2', '1.1': 'v3' } }),
   backingFile: text({ help: 'base image' }),
@@ -110,7 +117,10 @@ describe('options on the command line', () => {
   });
 
   it('are parsed by kind, the last of equal ones wins, and defaults stay out', () => {
-    const parsed = parseOptions(schema, splitOptionString('cluster_size=4k,cluster_size=8K,lazy_refcounts,backing_fmt=raw,refcount_bits=0x10,compat=1.1'));
+    const parsed = parseOptions(
+      schema,
+      splitOptionString('cluster_size=4k,cluster_size=8K,lazy_refcounts,backing_fmt=raw,refcount_bits=0x10,compat=1.1'),
+    );
     expect(parsed).toEqual({ clusterSize: 8192, lazyRefcounts: true, format: 'raw', refcountBits: 16, compat: 'v3' });
   });
 

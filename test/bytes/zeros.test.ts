@@ -42,7 +42,8 @@ describe('zero runs', () => {
           const run = findZeroRun(bytes, at, bytes.length, granularity);
           const first = marks[at / granularity] ?? true;
           let count = 0;
-          while (at + count * granularity < bytes.length && (marks[at / granularity + count] ?? true) === first) count++;
+          while (at + count * granularity < bytes.length && (marks[at / granularity + count] ?? true) === first)
+            count++;
           expect(run).toEqual({ zero: first, length: Math.min(count * granularity, bytes.length - at) });
           at += run.length;
         }

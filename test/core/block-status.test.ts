@@ -18,7 +18,10 @@ class Mapped extends ManualStore {
   readonly #late: boolean;
 
   constructor(pieces: readonly (readonly [number, number])[], most = Number.POSITIVE_INFINITY, late = false) {
-    super(pieces.reduce((sum, [length]) => sum + length, 0), 'below');
+    super(
+      pieces.reduce((sum, [length]) => sum + length, 0),
+      'below',
+    );
     this.#pieces = pieces;
     this.#most = most;
     this.#late = late;
@@ -44,7 +47,14 @@ class Mapped extends ManualStore {
 const DATA = EXTENT.present + EXTENT.data;
 const HOLE = EXTENT.present + EXTENT.zero;
 
-type Row = [start: number, length: number, depth: number, flags: string, hostOffset: number | undefined, node: string | undefined];
+type Row = [
+  start: number,
+  length: number,
+  depth: number,
+  flags: string,
+  hostOffset: number | undefined,
+  node: string | undefined,
+];
 
 async function rows(node: BlockNode, offset = 0, length = node.size - offset, capacity = 1024): Promise<Row[]> {
   const list = new ExtentList(capacity);
@@ -80,9 +90,7 @@ describe('the status of a disk', () => {
   it('covers exactly what was asked', async () => {
     const { format, disk } = rig();
     format.allocate(0, 8);
-    expect(await rows(disk, 100, 2 * UNIT)).toEqual([
-      [100, 2 * UNIT, 0, 'present data', hostOf(0) + 100, 'file'],
-    ]);
+    expect(await rows(disk, 100, 2 * UNIT)).toEqual([[100, 2 * UNIT, 0, 'present data', hostOf(0) + 100, 'file']]);
     expect(await rows(disk, 8 * UNIT, 0)).toEqual([]);
   });
 
@@ -168,7 +176,15 @@ describe('the status below', () => {
   });
 
   it.each([false, true])('asks the file whether preallocated data reads as zero (late: %s)', async (late) => {
-    const file = new Mapped([[hostOf(2), DATA], [UNIT, HOLE], [UNIT / 2, DATA]], 1, late);
+    const file = new Mapped(
+      [
+        [hostOf(2), DATA],
+        [UNIT, HOLE],
+        [UNIT / 2, DATA],
+      ],
+      1,
+      late,
+    );
     const { format, disk } = rig({ file, recurse: 'zero' });
     format.allocate(0, 5);
     expect(await rows(disk, 0, 5 * UNIT)).toEqual([
@@ -180,17 +196,28 @@ describe('the status below', () => {
     ]);
   });
 
-  it.each([false, true])('takes over the status of the file where the format is only a window (late: %s)', async (late) => {
-    const file = new Mapped([[hostOf(2), DATA], [UNIT, HOLE], [UNIT / 2, DATA]], 1, late);
-    const { format, disk } = rig({ file, recurse: 'status' });
-    format.allocate(0, 5);
-    expect((await rows(disk, 0, 5 * UNIT)).map((row) => [row[0], row[3]])).toEqual([
-      [0, 'present data'],
-      [2 * UNIT, 'present zero'],
-      [3 * UNIT, 'present data'],
-      [3 * UNIT + UNIT / 2, 'present zero'],
-    ]);
-  });
+  it.each([false, true])(
+    'takes over the status of the file where the format is only a window (late: %s)',
+    async (late) => {
+      const file = new Mapped(
+        [
+          [hostOf(2), DATA],
+          [UNIT, HOLE],
+          [UNIT / 2, DATA],
+        ],
+        1,
+        late,
+      );
+      const { format, disk } = rig({ file, recurse: 'status' });
+      format.allocate(0, 5);
+      expect((await rows(disk, 0, 5 * UNIT)).map((row) => [row[0], row[3]])).toEqual([
+        [0, 'present data'],
+        [2 * UNIT, 'present zero'],
+        [3 * UNIT, 'present data'],
+        [3 * UNIT + UNIT / 2, 'present zero'],
+      ]);
+    },
+  );
 
   it('is an internal error when nothing is told at all, not an endless loop', async () => {
     const silent = new Mapped(under, 0);

@@ -39,7 +39,14 @@ describe('an extent list', () => {
     ]);
     expect(list.at(0)).toMatchObject({ hostOffset: 4096, node: 'a' });
     expect(list.at(1)).toMatchObject({ hostOffset: undefined, node: undefined });
-    const parts = [list.flagsAt(3), list.lengthAt(3), list.startAt(3), list.depthAt(4), list.hostOffsetAt(3), list.nodeAt(3)];
+    const parts = [
+      list.flagsAt(3),
+      list.lengthAt(3),
+      list.startAt(3),
+      list.depthAt(4),
+      list.hostOffsetAt(3),
+      list.nodeAt(3),
+    ];
     expect(parts).toEqual([DATA + EXTENT.zero, 10, 30, 3, 8192, 'a']);
   });
 

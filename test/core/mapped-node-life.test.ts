@@ -6,7 +6,11 @@ import { ALL_RULES, type SafetyRules } from '../../src/core/safety.ts';
 import { FakeFormat, type FakeOptions, UNIT } from '../support/fake-format.ts';
 import { ended, ManualStore, turn } from '../support/manual-store.ts';
 
-function rig(options: FakeOptions & { rules?: SafetyRules } = {}): { format: FakeFormat; store: ManualStore; disk: MappedNode } {
+function rig(options: FakeOptions & { rules?: SafetyRules } = {}): {
+  format: FakeFormat;
+  store: ManualStore;
+  disk: MappedNode;
+} {
   const format = new FakeFormat(options);
   const disk = mappedNode(format, { name: 'disk', ...(options.rules === undefined ? {} : { rules: options.rules }) });
   return { format, store: format.store, disk };
@@ -45,8 +49,8 @@ describe('running requests', () => {
   it('are not counted when they end at once', () => {
     const { format, disk } = rig();
     format.allocate(0, 2);
-    disk.read(0, bytes(10));
-    disk.write(0, bytes(10));
+    void disk.read(0, bytes(10));
+    void disk.write(0, bytes(10));
     expect(disk.epochs.now()).toBe(0);
   });
 
@@ -69,7 +73,7 @@ describe('running requests', () => {
     expect(into[into.length - 1]).toBe(0);
     const list = new ExtentList();
     list.reset(0);
-    disk.extents(0, disk.size, list);
+    void disk.extents(0, disk.size, list);
     expect(list.end).toBe(disk.size);
   });
 });
@@ -200,7 +204,9 @@ describe('resizing', () => {
   });
 
   it('is unsupported where the format cannot', () => {
-    expect(() => rig().disk.truncate(0)).toThrow(expect.objectContaining({ code: 'UNSUPPORTED', reason: 'store.truncate' }));
+    expect(() => rig().disk.truncate(0)).toThrow(
+      expect.objectContaining({ code: 'UNSUPPORTED', reason: 'store.truncate' }),
+    );
   });
 });
 
@@ -317,7 +323,7 @@ it('status and events are those of the file', async () => {
   expect(await disk.status()).toEqual({});
   (store as { status?: unknown }).status = async () => ({ allocatedBytes: 77 });
   expect(await disk.status()).toEqual({ allocatedBytes: 77 });
-  disk.event('l2_load');
+  void disk.event('l2_load');
   expect(store.events).toEqual(['l2_load']);
 });
 
@@ -326,7 +332,7 @@ it('a node whose requests have ended keeps no hold of their buffers', async () =
   format.allocate(0, 8);
   let buffer: Uint8Array | undefined = bytes(8 * UNIT);
   const reference = new WeakRef(buffer);
-  disk.read(0, buffer);
+  void disk.read(0, buffer);
   buffer = undefined;
   const { setFlagsFromString } = await import('node:v8');
   const { runInNewContext } = await import('node:vm');

@@ -39,14 +39,14 @@ describe('reading', () => {
   it('reads unallocated ranges as zero without a backing file', () => {
     const { disk } = rig();
     const into = new Uint8Array(3 * UNIT).fill(255);
-    disk.read(UNIT / 2, into);
+    void disk.read(UNIT / 2, into);
     expect(into.every((byte) => byte === 0)).toBe(true);
   });
 
   it('reads zeros past the end of a backing file that ends inside the request', () => {
     const { disk } = rig({ backing: filled(2 * UNIT + 100, 7) });
     const into = new Uint8Array(2 * UNIT).fill(255);
-    disk.read(UNIT + 50, into);
+    void disk.read(UNIT + 50, into);
     expect(into.indexOf(0)).toBe(UNIT + 50);
     expect(into.lastIndexOf(7)).toBe(UNIT + 49);
   });
@@ -55,7 +55,7 @@ describe('reading', () => {
     const { format, store, disk } = rig();
     format.allocate(1, 4);
     const into = new Uint8Array(3 * UNIT);
-    disk.read(UNIT + 10, into);
+    void disk.read(UNIT + 10, into);
     expect(store.log).toEqual([`read ${hostOf(1) + 10}+${3 * UNIT}`]);
     expect([into[0], into.at(-1)]).toEqual([101, 104]);
   });
@@ -64,7 +64,7 @@ describe('reading', () => {
     const { format, disk } = rig();
     for (const unit of [1, 2, 3]) format.mark(unit, 'encoded', hostOf(unit));
     const into = new Uint8Array(2 * UNIT);
-    disk.read(UNIT + 512, into);
+    void disk.read(UNIT + 512, into);
     expect(format.called('decode')).toEqual([`decode ${UNIT + 512}+${2 * UNIT} (3)`]);
     expect([into[0], into[511], into[512], into[1535], into[1536], into.at(-1)]).toEqual([1, 1, 2, 2, 3, 3]);
   });
@@ -74,7 +74,7 @@ describe('reading', () => {
     format.allocate(0, 8);
     format.mapUnits = 3;
     const into = new Uint8Array(8 * UNIT);
-    disk.read(0, into);
+    void disk.read(0, into);
     expect(perUnit(into)).toEqual([100, 101, 102, 103, 104, 105, 106, 107]);
     expect(format.called('map')).toHaveLength(3);
   });
@@ -126,7 +126,7 @@ describe('reading', () => {
     const { format } = rig({ size: 8 * UNIT - 100 });
     format.allocate(7, 1);
     const into = new Uint8Array(300).fill(255);
-    format.engine?.readGuest(8 * UNIT - 200, into);
+    void format.engine?.readGuest(8 * UNIT - 200, into);
     expect([into[0], into[99], into[100], into[299]]).toEqual([107, 107, 0, 0]);
     expect(format.engine?.readGuest(9 * UNIT, into)).toBeUndefined();
     expect(into[0]).toBe(0);
@@ -269,7 +269,7 @@ describe('a read of a node that is a backing file itself', () => {
     const top = rig({ backing: middle.disk });
     top.format.allocate(3, 1, true, 80);
     const into = new Uint8Array(8 * UNIT);
-    top.disk.read(0, into);
+    void top.disk.read(0, into);
     expect(perUnit(into)).toEqual([5, 5, 52, 83, 5, 5, 5, 5]);
     expect(base.log).toEqual([`read 0+${2 * UNIT}`, `read ${4 * UNIT}+${4 * UNIT}`]);
   });
@@ -279,7 +279,14 @@ it('a mapped node says what it is and can', () => {
   const { disk } = rig();
   expect([disk.name, disk.driver, disk.size]).toEqual(['disk.fake', 'fake', 8 * UNIT]);
   expect(disk.limits).toMatchObject({ requestAlign: 1, zeroAlign: UNIT, discardAlign: UNIT });
-  expect(disk.supports).toMatchObject({ write: true, truncate: false, writeZeroes: 'fast', discard: true, extents: true, sync: false });
+  expect(disk.supports).toMatchObject({
+    write: true,
+    truncate: false,
+    writeZeroes: 'fast',
+    discard: true,
+    extents: true,
+    sync: false,
+  });
   const readOnly = mappedNode(new FakeFormat({ readOnly: true }), { name: 'ro' });
   expect(readOnly.supports.write).toBe(false);
   const bare: FormatNode = {

@@ -442,18 +442,21 @@ describe('a transform', () => {
     };
   }
 
-  it.each(['guest', 'host'] as const)('with %s offsets hides what is stored and gives back what was written', async (tweak) => {
-    const { store, disk, format } = rig({ transform: adding(tweak) });
-    const guest = bytes(3 * UNIT, 50);
-    await disk.write(UNIT, guest);
-    expect(guest.every((byte) => byte === 50)).toBe(true);
-    const base = tweak === 'guest' ? UNIT : hostOf(1);
-    expect(store.bytes[hostOf(1)]).toBe((50 + 1 + base / 512) % 256);
-    const back = new Uint8Array(700);
-    await disk.read(UNIT + 300, back);
-    expect(back.every((byte) => byte === 50)).toBe(true);
-    expect(format.called('prepare')).toHaveLength(1);
-  });
+  it.each(['guest', 'host'] as const)(
+    'with %s offsets hides what is stored and gives back what was written',
+    async (tweak) => {
+      const { store, disk, format } = rig({ transform: adding(tweak) });
+      const guest = bytes(3 * UNIT, 50);
+      await disk.write(UNIT, guest);
+      expect(guest.every((byte) => byte === 50)).toBe(true);
+      const base = tweak === 'guest' ? UNIT : hostOf(1);
+      expect(store.bytes[hostOf(1)]).toBe((50 + 1 + base / 512) % 256);
+      const back = new Uint8Array(700);
+      await disk.read(UNIT + 300, back);
+      expect(back.every((byte) => byte === 50)).toBe(true);
+      expect(format.called('prepare')).toHaveLength(1);
+    },
+  );
 
   it('gets whole sectors only, for parts of sectors too', async () => {
     const seen: string[] = [];

@@ -82,9 +82,13 @@ describe('zeroing', () => {
     await disk.writeZeroes(0, 4 * UNIT);
     expect(store.log).toEqual([`write ${hostOf(0)}+${4 * UNIT}`]);
     const unsupported = { code: 'UNSUPPORTED', reason: 'engine.fast-zero' };
-    await expect(attempt(() => disk.writeZeroes(4 * UNIT, UNIT, { fastOnly: true }))).rejects.toMatchObject(unsupported);
+    await expect(attempt(() => disk.writeZeroes(4 * UNIT, UNIT, { fastOnly: true }))).rejects.toMatchObject(
+      unsupported,
+    );
     (format as { mapZeroes?: unknown }).mapZeroes = undefined;
-    await expect(attempt(() => disk.writeZeroes(4 * UNIT, UNIT, { fastOnly: true }))).rejects.toMatchObject(unsupported);
+    await expect(attempt(() => disk.writeZeroes(4 * UNIT, UNIT, { fastOnly: true }))).rejects.toMatchObject(
+      unsupported,
+    );
     await disk.writeZeroes(4 * UNIT, UNIT);
     expect(store.count('write')).toBe(2);
   });

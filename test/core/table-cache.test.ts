@@ -140,7 +140,7 @@ describe('a table cache', () => {
 describe('the memory of a table cache', () => {
   it('stays within the budget by evicting clean tables', () => {
     const { cache, budget } = rig({ limit: 6 * SIZE });
-    for (let i = 0; i < 40; i++) cache.load(i * SIZE);
+    for (let i = 0; i < 40; i++) void cache.load(i * SIZE);
     expect(budget.used).toBeLessThanOrEqual(6 * SIZE);
     expect(cache.stats.evictions).toBe(34);
   });
@@ -148,8 +148,8 @@ describe('the memory of a table cache', () => {
   it('keeps a table that is used again and again', () => {
     const { cache, store } = rig({ limit: 6 * SIZE });
     for (let i = 0; i < 40; i++) {
-      cache.load(i * SIZE);
-      cache.load(0);
+      void cache.load(i * SIZE);
+      void cache.load(0);
     }
     // Once at first and once for CLOCK's first round, in which everything looks recent.
     expect(store.log.filter((line) => line === `read 0+${SIZE}`)).toHaveLength(2);
@@ -159,8 +159,8 @@ describe('the memory of a table cache', () => {
     const { cache, another, budget } = rig({ limit: 0 });
     const other = another();
     for (let i = 0; i < 10; i++) {
-      cache.load(i * SIZE);
-      other.load(i * SIZE);
+      void cache.load(i * SIZE);
+      void other.load(i * SIZE);
     }
     expect(budget.used).toBe(8 * SIZE);
   });
@@ -169,7 +169,7 @@ describe('the memory of a table cache', () => {
     const { cache } = rig({ limit: 4 * SIZE });
     const lease = await cache.lease(0);
     await change(cache, 1, 0, 77);
-    for (let i = 2; i < 20; i++) cache.load(i * SIZE);
+    for (let i = 2; i < 20; i++) void cache.load(i * SIZE);
     expect(cache.peek(0)).toBe(lease.table);
     expect(cache.peek(SIZE)?.bytes[0]).toBe(77);
     lease.release();
@@ -192,7 +192,7 @@ describe('the memory of a table cache', () => {
     await store.drain();
     await after.quiesce();
     expect(store.bytes[0]).toBe(99);
-    for (let i = 11; i < 20; i++) after.load(i * SIZE);
+    for (let i = 11; i < 20; i++) void after.load(i * SIZE);
     expect(budget.used).toBeLessThanOrEqual(5 * SIZE);
   });
 
@@ -239,7 +239,7 @@ describe('the memory of a table cache', () => {
         const table = await loading;
         // More loads in the same turn evict what has just arrived.
         store.hold.delete('read');
-        for (let j = 30; j < 50; j++) cache.load(j * SIZE);
+        for (let j = 30; j < 50; j++) void cache.load(j * SIZE);
         seen.push(table.offset === i * SIZE && table.bytes[0] === i + 1 ? 1 : 0);
       };
       waiting.push(look(), look());
@@ -254,7 +254,7 @@ describe('the memory of a table cache', () => {
     store.hold.add('read');
     const reader = Promise.resolve(cache.load(0)).then(() => {
       store.hold.delete('read');
-      for (let j = 30; j < 50; j++) cache.load(j * SIZE);
+      for (let j = 30; j < 50; j++) void cache.load(j * SIZE);
     });
     const leasing = Promise.resolve(cache.lease(0));
     await store.drain();
@@ -281,7 +281,7 @@ describe('write-back', () => {
 
   it('is done when nothing is dirty', async () => {
     const { cache, store } = rig();
-    cache.load(0);
+    void cache.load(0);
     expect(cache.dirty).toBe(false);
     expect(cache.writeBack()).toBeUndefined();
     await change(cache, 0, 0, 9);
@@ -486,10 +486,7 @@ describe('orders between tables', () => {
   it('keeps no orders when it is unordered or the rule is off', async () => {
     const { store, gate, another } = rig();
     const counts = another({ name: 'counts' });
-    for (const options of [
-      { unordered: true },
-      { rules: { ...ALL_RULES, refcountsFirst: false, dataFirst: false } },
-    ]) {
+    for (const options of [{ unordered: true }, { rules: { ...ALL_RULES, refcountsFirst: false, dataFirst: false } }]) {
       const cache = another(options);
       await change(counts, 20, 0, 50);
       cache.writeAfter(counts);

@@ -25,6 +25,7 @@ const NAMES: Readonly<Record<string, readonly string[]>> = {
   datafile: ['data.raw'],
   'datafile-raw': ['flat.raw'],
   dirty: [],
+  luks: [],
 };
 
 export const BASE_NAMES: readonly string[] = Object.keys(NAMES);

@@ -7,12 +7,13 @@ import { Mutator, type Recipe } from './mutate.ts';
 
 /** What the parent asks for. */
 export interface Order {
+  /** Of the bases. */
   readonly directory: string;
   readonly seed: number;
-  /** Every `step`-th case of `[from, to)`. */
+  /** Cases `[from, to)`, of the seed or of the list. */
   readonly from: number;
   readonly to: number;
-  readonly step: number;
+  readonly recipes: readonly Recipe[] | undefined;
 }
 
 /** What the child tells. */
@@ -39,13 +40,13 @@ process.on('message', (order: Order) => {
   void serve(order);
 });
 
-async function serve({ directory, seed, from, to, step }: Order): Promise<void> {
+async function serve({ directory, seed, from, to, recipes }: Order): Promise<void> {
   const bases = loadBases(directory);
   const mutator = new Mutator(bases, seed);
   const codecs = createCodecs({ workers: 0 });
-  for (let index = from; index < to; index += step) {
+  for (let index = from; index < to; index++) {
     tell({ type: 'begin', index });
-    const recipe = mutator.recipe(index);
+    const recipe = recipes?.[index] ?? mutator.recipe(index);
     const start = process.cpuUsage();
     const { steps, failures } = await exercise(recipe, bases, codecs);
     // what nobody waits for fails after the turn that dropped it

@@ -120,6 +120,10 @@ class Dissection {
       } else if (magic === 0xe279_2aca || magic === 0x4441_5441) {
         const kind = magic === 0x4441_5441 ? 'extension.data-file-name' : 'extension.backing-format';
         for (let i = 0; i < length; i++) this.#add(kind, data + i, 1, 'text');
+      } else if (magic === 0x0537_be77) {
+        this.#place(data);
+        this.#add('crypto.offset', data, 8, 'offset');
+        this.#add('crypto.length', data + 8, 8, 'number');
       } else if (magic === 0x6803_f857) {
         for (let i = 0; i < 3; i++) this.#add('extension.feature-name', data + i, 1, 'text');
       }

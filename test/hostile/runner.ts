@@ -1,5 +1,5 @@
 /** Runs hostile cases in child processes, and watches them: a child that says nothing for too long is ended, its case is a failure, and
- *  another child goes on behind it. */
+ *  another child goes on behind it. A child takes a few hundred cases. */
 import { fork } from 'node:child_process';
 import { join } from 'node:path';
 import type { Order, Report } from './child.ts';
@@ -7,6 +7,7 @@ import type { Recipe } from './mutate.ts';
 
 /** Wall clock: only for cases that never end. */
 const SILENCE_MS = 60_000;
+const CASES_PER_CHILD = 500;
 
 export interface CaseFailure {
   readonly index: number;
@@ -32,6 +33,8 @@ export interface RunOptions {
   readonly directory: string;
   readonly seed: number;
   readonly cases: number;
+  /** These and no others; `cases` is their number then. */
+  readonly recipes?: readonly Recipe[];
   readonly children: number;
   /** Processor time that one case may take. */
   readonly limitMs: number;
@@ -39,7 +42,9 @@ export interface RunOptions {
 
 export async function runCases(options: RunOptions): Promise<RunResult> {
   const tally = new Tally(options.limitMs);
-  const lanes = Array.from({ length: options.children }, (_, lane) => runLane(options, lane, tally));
+  let begun = 0;
+  const next = (): number => CASES_PER_CHILD * begun++;
+  const lanes = Array.from({ length: options.children }, () => runLane(options, next, tally));
   await Promise.all(lanes);
   return tally;
 }
@@ -74,28 +79,33 @@ function count(map: Map<string, number>, key: string): void {
   map.set(key, (map.get(key) ?? 0) + 1);
 }
 
-/** Every `children`-th case, in one child after the other. */
-async function runLane(options: RunOptions, lane: number, tally: Tally): Promise<void> {
-  let from = lane;
-  while (from < options.cases) {
-    const stopped = await runChild(options, from, tally);
-    if (stopped === undefined) return;
-    tally.failures.push({ index: stopped.index, recipe: undefined, what: stopped.what });
-    from = stopped.index + options.children;
+/** Takes one stretch of cases after the other, each with a child of its own. */
+async function runLane(options: RunOptions, next: () => number, tally: Tally): Promise<void> {
+  for (let from = next(); from < options.cases; from = next()) {
+    const to = Math.min(from + CASES_PER_CHILD, options.cases);
+    for (let at = from; at < to; ) {
+      const stopped = await runChild(options, at, to, tally);
+      if (stopped !== undefined) {
+        const recipe = options.recipes?.[stopped.index];
+        tally.failures.push({ index: stopped.index, recipe, what: stopped.what });
+      }
+      at = stopped === undefined ? to : stopped.index + 1;
+    }
   }
 }
 
 /** @returns the case that ended the child, `undefined` when all went through. */
 function runChild(
-  { code, directory, seed, cases, children }: RunOptions,
+  { code, directory, seed, recipes }: RunOptions,
   from: number,
+  to: number,
   tally: Tally,
 ): Promise<{ readonly index: number; readonly what: string } | undefined> {
   return new Promise((resolve) => {
     let index = from;
     let done = false;
     let output = '';
-    const child = fork(join(code, 'test/hostile/child.js'), { stdio: ['ignore', 'ignore', 'pipe', 'ipc'] });
+    const child = fork(join(code, 'test/hostile/child.js'), { stdio: ['ignore', 'ignore', 'pipe', 'ipc'], execArgv: [] });
     const watch = (): NodeJS.Timeout => setTimeout(() => child.kill('SIGKILL'), SILENCE_MS);
     let timer = watch();
     child.stderr?.on('data', (text: Buffer) => {
@@ -115,6 +125,6 @@ function runChild(
       clearTimeout(timer);
       resolve(done ? undefined : { index, what: `the child ended with ${signal ?? status}: ${output}` });
     });
-    child.send({ directory, seed, from, to: cases, step: children } satisfies Order);
+    child.send({ directory, seed, from, to, recipes } satisfies Order);
   });
 }

@@ -710,7 +710,6 @@ export const CASES: readonly (string | Case)[] = [
     'extl2.qcow2',
     'bitmapsdirectory.qcow2',
     'reftablesize.qcow2',
-    'rawbit.qcow2',
   ].flatMap((name) => [
     `check ${name}; check --output=json ${name}; check -q ${name}`,
     `check -r leaks ${name}; check ${name}`,

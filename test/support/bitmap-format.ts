@@ -3,8 +3,8 @@
  *  Implements: allocation with copy-on-write edges, in-place writes, zero marks that keep or drop the cluster, discard, encoded units,
  *  a frozen copy (`share`), deferred frees with reuse, an optional XOR transform.
  *  Invariants: counts change under `#meta` only; a plan keeps its table leased, so that commit is synchronous and atomic. */
-import { Mutex, type Pending, isPromise, settleAll } from '../../src/base/async.ts';
-import { BlockError, assert, hex } from '../../src/base/errors.ts';
+import { isPromise, Mutex, type Pending, settleAll } from '../../src/base/async.ts';
+import { assert, BlockError, hex } from '../../src/base/errors.ts';
 import { alignDown, alignUp } from '../../src/bytes/align.ts';
 import { FlushGate } from '../../src/core/flush-gate.ts';
 import type { DataTransform, EngineServices, FormatInfo, FormatNode, WritePlan } from '../../src/core/format.ts';
@@ -130,7 +130,10 @@ export class BitmapNode implements FormatNode {
       const cluster = table.view.getUint32(at + 4);
       const inside = cluster >= this.#header.dataCluster && cluster < this.#header.clusters;
       if ((high & FLAG.cluster) !== 0 && !inside) {
-        throw new BlockError('CORRUPT', `bitmap "${this.#file.name}": table at ${hex(table.offset)} points to ${cluster}`);
+        throw new BlockError(
+          'CORRUPT',
+          `bitmap "${this.#file.name}": table at ${hex(table.offset)} points to ${cluster}`,
+        );
       }
     }
   }
@@ -495,7 +498,8 @@ export class BitmapNode implements FormatNode {
     }
     await this.flush();
     const size = tableBytes(header);
-    const place = header.frozenOffset === header.tableOffset + size ? header.tableOffset + 2 * size : header.tableOffset + size;
+    const place =
+      header.frozenOffset === header.tableOffset + size ? header.tableOffset + 2 * size : header.tableOffset + size;
     const replaced = await this.#frozenTable();
     await this.#file.write(place, frozen);
     await this.#gate.flush();
@@ -552,7 +556,8 @@ function xorTransform(tweak: 'guest' | 'host'): DataTransform {
   const sector = 512;
   const apply = (from: Uint8Array, into: Uint8Array, at: number): Pending => {
     assert(at % sector === 0 && from.length % sector === 0, `transform of ${from.length} bytes at ${at}`);
-    for (let i = 0; i < from.length; i++) into[i] = (from[i] as number) ^ ((Math.floor((at + i) / sector) * 37 + 11) & 255);
+    for (let i = 0; i < from.length; i++)
+      into[i] = (from[i] as number) ^ ((Math.floor((at + i) / sector) * 37 + 11) & 255);
     return undefined;
   };
   return { sector, tweak, encrypt: apply, decrypt: (bytes, at) => apply(bytes, bytes, at) };

@@ -10,6 +10,8 @@ export interface BitmapVariant {
   readonly transform?: 'guest' | 'host';
   readonly tableSize?: number;
   readonly countsTableSize?: number;
+  /** Told of every node that is opened. */
+  opened?(node: BitmapNode): void;
 }
 
 export function bitmapUnderTest(variant: BitmapVariant = {}): FormatUnderTest {
@@ -26,9 +28,11 @@ export function bitmapUnderTest(variant: BitmapVariant = {}): FormatUnderTest {
         readOnly,
         backing,
         transform,
-        ...(variant.tableSize === undefined ? {} : { tableSize: variant.tableSize }),
-        ...(variant.countsTableSize === undefined ? {} : { countsTableSize: variant.countsTableSize }),
+        // Two entries, eight counts: with four tables in memory, every run evicts.
+        tableSize: variant.tableSize ?? 16,
+        countsTableSize: variant.countsTableSize ?? 8,
       });
+      variant.opened?.(node);
       return {
         node: mappedNode(node, { name: 'disk', rules }),
         share: () => node.share(),

@@ -53,8 +53,9 @@ export class FakeFormat implements FormatNode {
   planBytes = Number.POSITIVE_INFINITY;
   planner: ((plan: WritePlan) => WritePlan) | undefined;
   /** Called at the beginning of the named call; may throw or wait. */
-  hooks: Partial<Record<'prepare' | 'commit' | 'abort' | 'zeroes' | 'unmap' | 'check' | 'flush' | 'close', () => Pending>> =
-    {};
+  hooks: Partial<
+    Record<'prepare' | 'commit' | 'abort' | 'zeroes' | 'unmap' | 'check' | 'flush' | 'close', () => Pending>
+  > = {};
   zeroesResult: 'done' | 'unsupported' = 'done';
 
   constructor(options: FakeOptions = {}) {
@@ -105,7 +106,8 @@ export class FakeFormat implements FormatNode {
       const { kind, host, writable } = this.units[index] as FakeUnit;
       const step = UNIT - (at % UNIT);
       const hostOffset = host < 0 ? -1 : host + (at % UNIT);
-      const more = kind === 'encoded' ? into.pushEncoded(step, 0, host, 16) : into.push(kind, step, 0, hostOffset, writable);
+      const more =
+        kind === 'encoded' ? into.pushEncoded(step, 0, host, 16) : into.push(kind, step, 0, hostOffset, writable);
       if (!more) return;
       at += step;
     }

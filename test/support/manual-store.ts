@@ -2,7 +2,13 @@
  *  Invariant: without `hold`, everything ends before it returns. */
 import type { Pending } from '../../src/base/async.ts';
 import { EXTENT, type ExtentList } from '../../src/core/extent.ts';
-import { BaseStore, type BlockEvent, DEFAULT_LIMITS, type StoreLimits, type StoreSupports } from '../../src/core/store.ts';
+import {
+  BaseStore,
+  type BlockEvent,
+  DEFAULT_LIMITS,
+  type StoreLimits,
+  type StoreSupports,
+} from '../../src/core/store.ts';
 
 export type HeldKind = 'read' | 'write' | 'zero' | 'discard' | 'flush' | 'extents';
 
@@ -107,7 +113,7 @@ export class ManualStore extends BaseStore {
   }
 
   #put(offset: number, from: Uint8Array): void {
-    if (offset + from.length > this.bytes.length) this._truncate(offset + from.length);
+    if (offset + from.length > this.bytes.length) void this._truncate(offset + from.length);
     this.bytes.set(from, offset);
   }
 

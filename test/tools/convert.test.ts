@@ -398,6 +398,21 @@ describe('an existing target', () => {
     expect(files.open).toEqual([]);
   });
 
+  it('whose format was guessed to be raw is not made to look like another one', async () => {
+    const files = new MemoryFiles();
+    await make(files, 'q', { size: MiB });
+    files.add('b', new Uint8Array(MiB));
+    const source = { name: 'q', format: 'raw' };
+    await expect(convert(files, source, { name: 'b', existing: true })).rejects.toMatchObject({
+      code: 'ACCESS',
+      details: { incomplete: true },
+    });
+    expect(files.bytes('b')).toEqual(new Uint8Array(MiB));
+    await convert(files, source, { name: 'b', existing: true, format: 'raw' });
+    await using image = await open(files, 'b');
+    expect(image.format).toBe('qcow2');
+  });
+
   it('whose format was guessed is told', async () => {
     const files = new MemoryFiles();
     files.add('a', new Uint8Array(512));

@@ -4,6 +4,7 @@ import { isBlockError } from '../../base/errors.ts';
 import type { FormatDriver } from '../../core/format.ts';
 import type { Image } from '../../image/image.ts';
 import type { ImageDrivers } from '../../image/open.ts';
+import { protocolOf } from '../../image/references.ts';
 import { type ConvertOptions, type ConvertTarget, convertImage } from '../../tools/convert.ts';
 import type { Given } from '../args.ts';
 import { type Cli, Interruption } from '../console.ts';
@@ -324,7 +325,7 @@ class Conversion {
         for (const name of result.probedRaw) if (name === target.name) warnProbed(cli, name);
       }
     } catch (error) {
-      throw this.#jobFailure(target, error) ?? failure(error);
+      throw (await this.#jobFailure(target, error)) ?? failure(error);
     }
   }
 
@@ -338,7 +339,7 @@ class Conversion {
   }
 
   /** What happened while copying; `undefined` for everything before. */
-  #jobFailure(target: ConvertTarget, error: unknown): unknown {
+  async #jobFailure(target: ConvertTarget, error: unknown): Promise<unknown> {
     if (!isBlockError(error)) return error;
     const qemu = this.#cli.personality.qemu;
     if (error.code === 'ABORTED') return this.#interrupted(target, error.details['incomplete'] === true, error);
@@ -369,12 +370,12 @@ class Conversion {
     }
   }
 
-  #interrupted(target: ConvertTarget, incomplete: boolean, error: unknown): unknown {
+  async #interrupted(target: ConvertTarget, incomplete: boolean, error: unknown): Promise<unknown> {
     const { reason } = this.#cli.signal;
     if (!(reason instanceof Interruption)) return error;
-    const what = incomplete
-      ? `'${target.name}' is incomplete`
-      : `the unfinished copy was removed, '${target.name}' is as it was before`;
+    const there = (await protocolOf(target.name, this.#drivers.protocols).status?.(target.name)) !== undefined;
+    const rest = there ? `'${target.name}' is as it was before` : `'${target.name}' does not exist`;
+    const what = incomplete ? `'${target.name}' is incomplete` : `the unfinished copy was removed, ${rest}`;
     return new Failure(`interrupted: ${what}`, { status: reason.status, cause: error });
   }
 

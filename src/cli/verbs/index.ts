@@ -7,7 +7,8 @@ import type { VerbSpec } from './common.ts';
 /** Runs a verb. @returns the exit status. */
 export type Command = (cli: Cli, args: readonly string[], spec: VerbSpec) => Promise<number>;
 
-interface VerbEntry {
+/** A verb before anything of it is loaded. */
+export interface VerbEntry {
   readonly summary: string;
   spec(): Promise<VerbSpec>;
   command(): Promise<Command>;

@@ -80,10 +80,8 @@ export class Allocator {
         await this.reapDurably();
         continue;
       }
-      // Whatever is watched otherwise: an entry that names cluster 0 names nothing, so it would be handed out again and again.
-      if (first === 0) await this.#state.fatal('allocation-zero', 'Preventing invalid allocation at offset 0');
       if (await this.#cover(first, count)) continue;
-      await this.#metadata.requireNoOverlap(first * geometry.clusterSize, count * geometry.clusterSize);
+      await this.#requireFree(first * geometry.clusterSize, count * geometry.clusterSize);
       await this.#state.markDirty();
       await this.#refcounts.add(first, count, 1);
       this.#nextFree = first + count;
@@ -100,11 +98,18 @@ export class Allocator {
   async #cover(first: number, count: number): Promise<boolean> {
     if (await this.#refcounts.counts(first, count)) return false;
     await this.#state.markDirty();
-    const guard = (offset: number, length: number): Promise<void> => this.#metadata.requireNoOverlap(offset, length);
+    const guard = (offset: number, length: number): Promise<void> => this.#requireFree(offset, length);
     for (const offset of await this.#refcounts.createBlocks(first, count, guard)) {
       this.#metadata.add(offset, 'refcount block');
     }
     return true;
+  }
+
+  /** @throws CORRUPT, fatal, when what the refcounts call free is metadata. */
+  async #requireFree(offset: number, length: number): Promise<void> {
+    await this.#metadata.requireNoOverlap(offset, length);
+    // Whatever is watched: an entry that names cluster 0 names nothing, and the cluster would be handed out again and again.
+    if (offset === 0) await this.#state.fatal('allocation-zero', 'Preventing invalid allocation at offset 0');
   }
 
   /** Reserves `length` bytes (at most one cluster) for compressed data: behind the last ones while there is room, or where the next

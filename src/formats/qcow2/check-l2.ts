@@ -329,9 +329,7 @@ class L2Scan {
     const cluster = fileOffset - (fileOffset % clusterSize);
     const ignore = this.#active ? OVERLAP.activeL2 : OVERLAP.inactiveL2;
     const hit =
-      cluster === this.#clearCluster
-        ? undefined
-        : findOverlap(run, this.#overlaps, fileOffset, l2EntrySize, ignore);
+      cluster === this.#clearCluster ? undefined : findOverlap(run, this.#overlaps, fileOffset, l2EntrySize, ignore);
     this.#clearCluster = cluster;
     if (hit !== undefined) {
       await refuseOverlap(run, hit, fileOffset, l2EntrySize);

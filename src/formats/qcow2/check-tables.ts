@@ -2,6 +2,7 @@
  *  Invariants: neighbouring tables are read together; a few requests run at once where the store needs time, and none is left
  *  running when an error leaves the loop. */
 import { type Pending, settleAll } from '../../base/async.ts';
+import { isBlockError } from '../../base/errors.ts';
 import type { CheckRun } from './check-run.ts';
 
 /** Synchronous files answer requests of this size at once. */
@@ -56,7 +57,14 @@ export async function readTables(
   try {
     while (slots.length < AHEAD && asked < offsets.length) {
       const bytes = new Uint8Array(size);
-      const slot: Slot = { bytes, view: new DataView(bytes.buffer), first: 0, end: 0, pending: undefined, error: undefined };
+      const slot: Slot = {
+        bytes,
+        view: new DataView(bytes.buffer),
+        first: 0,
+        end: 0,
+        pending: undefined,
+        error: undefined,
+      };
       slots.push(slot);
       ask(slot);
     }
@@ -93,7 +101,7 @@ async function arrive(
     if (slot.pending !== undefined) await slot.pending;
     return undefined;
   } catch (error) {
-    if (failed === undefined) throw error;
+    if (failed === undefined || !isBlockError(error) || error.code !== 'IO') throw error;
   } finally {
     slot.pending = undefined;
   }

@@ -11,7 +11,7 @@ import type { RunList } from '../../core/run.ts';
 import type { ByteStore, IoOptions } from '../../core/store.ts';
 import type { Allocator } from './allocator.ts';
 import { ALL_SUBCLUSTERS, setCompressedEntry, setL2Entry, setSubclusters } from './entries.ts';
-import type { Qcow2State } from './image-state.ts';
+import { hexOf, type Qcow2State } from './image-state.ts';
 import type { L2Tables } from './l2-tables.ts';
 
 /** Where one unit of a batch went. */
@@ -54,6 +54,7 @@ export class CompressedClusters {
       return undefined;
     }
     const span = new EncodedSpan(runs, first, count);
+    if (!Number.isSafeInteger(span.end)) throw this.#outOfReach(runs, first, count);
     const reading = span.read(this.#state.file);
     if (reading === undefined) return this.#decodeRead(runs, first, count, into, span);
     return reading.then(() => this.#decodeRead(runs, first, count, into, span));
@@ -94,6 +95,16 @@ export class CompressedClusters {
     return decoding.then(finish, (error: unknown) => {
       throw this.#decodeError(error, runs, first);
     });
+  }
+
+  #outOfReach(runs: RunList, first: number, count: number): BlockError {
+    let run = runs.at(first);
+    for (let i = 1; i < count && Number.isSafeInteger(run.hostOffset + run.encodedLength); i++) run = runs.at(first + i);
+    return new BlockError(
+      'CORRUPT',
+      `qcow2 "${this.#state.name}": the compressed cluster of guest offset ${hex(run.guestOffset)} lies at ${hexOf(run.hostOffset)}, which is no place in a file`,
+      { reason: 'qcow2.compressed-offset', details: { guestOffset: run.guestOffset, errno: 'EIO' } },
+    );
   }
 
   #decodeError(error: unknown, runs: RunList, first: number): unknown {
@@ -265,6 +276,8 @@ class EncodedSpan {
   readonly bytes: Uint8Array;
   readonly starts: Int32Array;
   readonly lengths: Int32Array;
+  /** Where the last of the encoded bytes ends in the file. */
+  readonly end: number;
   readonly #hosts: Float64Array;
   readonly #contiguousFrom: number;
 
@@ -283,6 +296,7 @@ class EncodedSpan {
       high = Math.max(high, run.hostOffset + run.encodedLength);
       sum += run.encodedLength;
     }
+    this.end = high;
     const together = high - low <= SPARSE_FACTOR * sum;
     this.#contiguousFrom = together ? low : -1;
     this.bytes = new Uint8Array(together ? high - low : sum);

@@ -5,6 +5,7 @@
 import { BlockError, type ErrorDetails, hex } from '../../base/errors.ts';
 import { struct, u32, u64 } from '../../bytes/struct.ts';
 import { AUTOCLEAR, cString, encodeFeatureNames } from './features.ts';
+import { hex64 } from './header-fields.ts';
 
 const MAGIC_END = 0;
 const MAGIC_BACKING_FORMAT = 0xe279_2aca;
@@ -189,7 +190,7 @@ function decodeCrypto(record: Record, context: ExtensionContext): CryptoPointer 
     throw extensionError(
       name,
       'crypto-offset',
-      `encryption header at ${hex(crypto.offset)} is not a multiple of the cluster size ${hex(clusterSize)}`,
+      `encryption header at ${hex64(crypto.offset)} is not a multiple of the cluster size ${hex(clusterSize)}`,
       {
         offset: record.at,
         value: crypto.offset,
@@ -238,7 +239,7 @@ function decodeBitmaps(record: Record, context: ExtensionContext): BitmapsPointe
     throw extensionError(
       name,
       'bitmaps-offset',
-      `bitmap directory at ${hex(directoryOffset)} is not a multiple of the cluster size ${hex(clusterSize)}`,
+      `bitmap directory at ${hex64(directoryOffset)} is not a multiple of the cluster size ${hex(clusterSize)}`,
       { offset, value: directoryOffset, bound: clusterSize },
     );
   }
@@ -246,7 +247,7 @@ function decodeBitmaps(record: Record, context: ExtensionContext): BitmapsPointe
     throw extensionError(
       name,
       'bitmaps-size',
-      `bitmap directory of ${directorySize} bytes; at most ${MAX_BITMAP_DIRECTORY_BYTES} are supported`,
+      `bitmap directory of ${hex64(directorySize)} bytes; at most ${MAX_BITMAP_DIRECTORY_BYTES} are supported`,
       {
         offset,
         value: directorySize,

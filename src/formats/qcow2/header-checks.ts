@@ -23,6 +23,7 @@ import {
   HEADER_V3_MIN_LENGTH,
   HeaderV2,
   HeaderV3,
+  hex64,
   QCOW2_MAGIC,
   type Version3Fields,
 } from './header-fields.ts';
@@ -38,6 +39,8 @@ export interface HeaderAccess {
   readonly readOnly: boolean;
   /** Opened for check or repair: the corrupt bit, a missing refcount table and a bad snapshot table are no reasons to refuse. */
   readonly forCheck: boolean;
+  /** Only facts are asked for: what guest data would need may be missing. */
+  readonly metadataOnly?: boolean | undefined;
 }
 
 export function checkIdentity(fixed: FixedFields, name: string): void {
@@ -214,7 +217,7 @@ export function checkTable(claim: TableClaim, clusterSize: number, name: string)
     throw fault(
       name,
       `${finding}-offset`,
-      `${what} at ${hex(offset)} is not a multiple of the cluster size ${hex(clusterSize)} within reach`,
+      `${what} at ${hex64(offset)} is not a multiple of the cluster size ${hex(clusterSize)} within reach`,
       {
         field: finding,
         value: offset,
@@ -276,7 +279,7 @@ export function checkTables(fixed: FixedFields, geometry: Geometry, name: string
     throw fault(
       name,
       'image-too-big',
-      `virtual size ${hex(fixed.size)} is beyond what clusters of ${hex(clusterSize)} can map`,
+      `virtual size ${hex64(fixed.size)} is beyond what clusters of ${hex(clusterSize)} can map`,
       {
         ...field('size'),
         value: fixed.size,
@@ -289,7 +292,7 @@ export function checkTables(fixed: FixedFields, geometry: Geometry, name: string
     throw fault(
       name,
       'l1-too-small',
-      `L1 table of ${fixed.l1Size} entries; the virtual size ${hex(fixed.size)} needs ${needed}`,
+      `L1 table of ${fixed.l1Size} entries; the virtual size ${hex64(fixed.size)} needs ${needed}`,
       {
         ...field('l1Size'),
         value: fixed.l1Size,
@@ -304,7 +307,7 @@ export function checkBackingOffset(fixed: FixedFields, clusterSize: number, name
     throw fault(
       name,
       'backing-offset',
-      `backing file name at ${hex(fixed.backingFileOffset)} is past the first cluster of ${hex(clusterSize)}`,
+      `backing file name at ${hex64(fixed.backingFileOffset)} is past the first cluster of ${hex(clusterSize)}`,
       {
         ...field('backingFileOffset'),
         value: fixed.backingFileOffset,
@@ -329,7 +332,8 @@ export function checkEncryption(fixed: FixedFields, name: string): (typeof ENCRY
   return encryption;
 }
 
-export function checkRawDataFile(v3: Version3Fields, name: string): void {
+export function checkRawDataFile(v3: Version3Fields, name: string, access: HeaderAccess): void {
+  if (access.metadataOnly === true) return;
   if ((v3.autoclear & AUTOCLEAR.dataFileRaw) === 0n || (v3.incompatible & INCOMPATIBLE.dataFile) !== 0n) return;
   throw fault(name, 'data-file-raw', 'says that its data file is raw, but has no data file', {
     offset: HEADER_V3_AT + 16,

@@ -1,4 +1,5 @@
 /** The header's fixed fields as the file has them. Spec: qcow2, "Header". Data only; `header.ts` decodes, `header-checks.ts` checks. */
+import { hex } from '../../base/errors.ts';
 import { flags64, pad, type StructValue, struct, u8, u32, u64 } from '../../bytes/struct.ts';
 
 /** `QFI\xfb`. */
@@ -42,3 +43,8 @@ export type Version3Fields = Omit<StructValue<typeof HeaderV3.fields>, 'padding'
 
 /** Values of the encryption method field. */
 export const ENCRYPTION_METHODS = ['none', 'aes', 'luks'] as const;
+
+/** A 64-bit field in a message: no number holds what is above 2^53-1. */
+export function hex64(value: number): string {
+  return Number.isFinite(value) ? hex(value) : 'above 2^53-1';
+}

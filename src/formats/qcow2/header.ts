@@ -132,7 +132,7 @@ export function decodeHeader(cluster: Uint8Array, name: string, access: HeaderAc
     luks: encryption === 'luks',
     clusterSize,
   });
-  checkRawDataFile(v3, name);
+  checkRawDataFile(v3, name, access);
   const backing = decodeBackingName(cluster, fixed, clusterSize, name);
   return {
     version: fixed.version as 2 | 3,

@@ -14,6 +14,7 @@ import { CacheBudget, TableCache } from '../../core/table-cache.ts';
 import { INCOMPATIBLE } from './features.ts';
 import { type Geometry, TABLE_ENTRY_BYTES } from './geometry.ts';
 import { hasDataFile, headerGeometry, type Qcow2Header, writeHeader, writeIncompatible } from './header.ts';
+import { OVERLAP } from './options.ts';
 
 /** Slices of tables, bytes: small enough for random access, large enough for runs of reads. */
 const L2_SLICE = 16 * 1024;
@@ -56,6 +57,8 @@ export class Qcow2State {
   header: Qcow2Header;
   caches: Caches;
   engine: EngineServices | undefined;
+  /** Asked before a table is written: refuses to put it over other metadata than its own kind (an OVERLAP bit). */
+  guardTable: ((offset: number, length: number, own: number) => Pending) | undefined;
 
   constructor(header: Qcow2Header, context: OpenContext, data: BlockNode | undefined, memory: TableMemory) {
     this.name = context.name;
@@ -82,9 +85,13 @@ export class Qcow2State {
     // The L1 table and the refcount table are small and asked all the time: they stay.
     const resident = new CacheBudget(Number.POSITIVE_INFINITY);
     const slice = Math.min(geometry.clusterSize, SMALL_SLICE);
+    const guard = (own: number) => ({
+      beforeWrite: (offset: number, length: number): Pending => this.guardTable?.(offset, length, own),
+    });
     return {
       l1: new TableCache({
         ...shared,
+        ...guard(OVERLAP.activeL1),
         name: 'L1 table',
         tableSize: slice,
         budget: resident,
@@ -94,6 +101,7 @@ export class Qcow2State {
       }),
       l2: new TableCache({
         ...shared,
+        ...guard(OVERLAP.activeL2),
         name: 'L2 tables',
         tableSize: this.l2SliceBytes,
         budget: this.#memory.l2 ?? this.#context.cache,
@@ -102,6 +110,7 @@ export class Qcow2State {
       }),
       refcountTable: new TableCache({
         ...shared,
+        ...guard(OVERLAP.refcountTable),
         name: 'refcount table',
         tableSize: slice,
         budget: resident,
@@ -112,6 +121,7 @@ export class Qcow2State {
       }),
       refcountBlocks: new TableCache({
         ...shared,
+        ...guard(OVERLAP.refcountBlock),
         name: 'refcount blocks',
         tableSize: slice,
         budget: this.#memory.refcounts ?? this.#context.cache,

@@ -122,13 +122,15 @@ export class MetadataMap {
     return Math.floor(this.#options.overlapCheck / bit) % 2 === 1;
   }
 
-  /** Synchronous test, once `ready`. @returns what lies there, or `undefined`. */
-  overlap(offset: number, length: number): Kind | undefined {
+  /** Synchronous test, once `ready`.
+   *  @param own an OVERLAP bit: structures of that kind do not count
+   *  @returns what lies there, or `undefined`. */
+  overlap(offset: number, length: number, own = 0): Kind | undefined {
     const { header, geometry } = this.#state;
     const { clusterSize } = geometry;
     const end = offset + length;
     const over = (bit: number, start: number, bytes: number): boolean =>
-      bytes > 0 && start < end && offset < start + alignUp(bytes, clusterSize) && this.#watches(bit);
+      bytes > 0 && bit !== own && start < end && offset < start + alignUp(bytes, clusterSize) && this.#watches(bit);
     if (over(OVERLAP.mainHeader, 0, clusterSize)) return 'qcow2_header';
     if (over(OVERLAP.activeL1, header.l1Offset, header.l1Size * TABLE_ENTRY_BYTES)) return 'active L1 table';
     if (over(OVERLAP.refcountTable, header.refcountTableOffset, header.refcountTableClusters * clusterSize)) {
@@ -142,16 +144,16 @@ export class MetadataMap {
     for (const { l1Offset, l1Size } of this.#options.inactive) {
       if (over(OVERLAP.inactiveL1, l1Offset, l1Size * TABLE_ENTRY_BYTES)) return 'inactive L1 table';
     }
-    return this.#tableOverlap(alignDown(offset, clusterSize), end);
+    return this.#tableOverlap(alignDown(offset, clusterSize), end, own);
   }
 
-  #tableOverlap(start: number, end: number): Kind | undefined {
+  #tableOverlap(start: number, end: number, own: number): Kind | undefined {
     if (this.#tables === undefined) return undefined;
     const { clusterSize } = this.#state.geometry;
     for (let at = start; at < end; at += clusterSize) {
       const kind = this.#tables.get(at);
-      if (kind === 'active L2 table' && this.#watches(OVERLAP.activeL2)) return kind;
-      if (kind === 'refcount block' && this.#watches(OVERLAP.refcountBlock)) return kind;
+      if (kind === 'active L2 table' && own !== OVERLAP.activeL2 && this.#watches(OVERLAP.activeL2)) return kind;
+      if (kind === 'refcount block' && own !== OVERLAP.refcountBlock && this.#watches(OVERLAP.refcountBlock)) return kind;
       if (kind === 'inactive L2 table') return kind;
     }
     return undefined;
@@ -169,6 +171,19 @@ export class MetadataMap {
     if (this.#tables === undefined) return this.requireNoOverlap(offset, length);
     const kind = this.overlap(offset, length);
     return kind === undefined ? undefined : this.#refuse(kind, offset, length);
+  }
+
+  /** As `check`, for a table of the kind `own` (an OVERLAP bit) that is written to its place. */
+  checkTable(offset: number, length: number, own: number): Promise<void> | undefined {
+    if (this.#tables === undefined) return this.#buildAndCheck(offset, length, own);
+    const kind = this.overlap(offset, length, own);
+    return kind === undefined ? undefined : this.#refuse(kind, offset, length);
+  }
+
+  async #buildAndCheck(offset: number, length: number, own: number): Promise<void> {
+    await this.build();
+    const kind = this.overlap(offset, length, own);
+    if (kind !== undefined) await this.#refuse(kind, offset, length);
   }
 
   #refuse(kind: Kind, offset: number, length: number): Promise<never> {

@@ -82,6 +82,7 @@ export class Qcow2Node implements FormatNode {
     this.#compressed = new CompressedClusters(state, tables, this.#allocator, options.codecs);
     this.#resize = new Resize(state, this.#allocator, this.#write, this.#discard, backing?.size ?? 0);
     this.#metadata = metadata;
+    state.guardTable = (offset, length, own) => metadata.checkTable(offset, length, own);
   }
 
   get virtualSize(): number {
