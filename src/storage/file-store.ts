@@ -30,6 +30,8 @@ export interface FileStoreOptions {
   /** Without the `file:` prefix. */
   readonly name: string;
   readonly readOnly: boolean;
+  /** Flushes do nothing, the one of `close` included. */
+  readonly unsafe?: boolean | undefined;
   /** Where the native calls come from; the platform's by default. */
   readonly native?: () => Native;
 }
@@ -44,6 +46,7 @@ export class FileStore extends BaseStore {
   readonly supports: StoreSupports;
   readonly #io: FdIo;
   readonly #loadNative: () => Native;
+  readonly #unsafe: boolean;
   readonly #missing = new Set<ZeroMethod | 'extents' | 'allocate'>();
   #calls: Native | undefined;
   #size: number;
@@ -57,6 +60,7 @@ export class FileStore extends BaseStore {
     this.#io = new FdIo(fd, options.name);
     this.#loadNative = options.native ?? native;
     this.#size = fstatSync(fd).size;
+    this.#unsafe = options.unsafe === true;
     const write = !options.readOnly;
     const can = (call: ZeroMethod | 'extents'): boolean => this.#native().available && !this.#missing.has(call);
     this.supports = {
@@ -165,7 +169,7 @@ export class FileStore extends BaseStore {
 
   protected _flush(options: IoOptions | undefined): Pending {
     throwIfAborted(options?.signal);
-    return this.#io.flush();
+    return this.#unsafe ? undefined : this.#io.flush();
   }
 
   protected _truncate(size: number, options: TruncateOptions | undefined): Pending {

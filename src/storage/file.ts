@@ -6,11 +6,15 @@ import {
   type BigIntStats,
   closeSync,
   constants,
+  fchmodSync,
+  fchownSync,
   fstatSync,
   ftruncateSync,
+  lstatSync,
   openSync,
   open as openWithCallback,
   promises,
+  realpathSync,
   statSync,
   write as writeWithCallback,
 } from 'node:fs';
@@ -54,7 +58,7 @@ async function open(name: string, options: OpenFileOptions): Promise<BlockNode> 
   requireDataKind(kindOf(before), doing, name, false);
   const access = options.readOnly ? constants.O_RDONLY : constants.O_RDWR;
   const fd = attempt(doing, name, () => openSync(path, access));
-  return storeFor(fd, name, options.readOnly, doing, false);
+  return storeFor(fd, name, options, doing);
 }
 
 async function create(name: string, options: CreateFileOptions): Promise<BlockNode> {
@@ -69,7 +73,21 @@ async function create(name: string, options: CreateFileOptions): Promise<BlockNo
   }
   const flags = constants.O_RDWR + constants.O_CREAT + (options.exclusive === true ? constants.O_EXCL : 0);
   const fd = attempt(doing, name, () => openSync(path, flags, CREATE_MODE));
-  return storeFor(fd, name, false, doing, true);
+  return storeFor(fd, name, { readOnly: false, unsafe: options.unsafe }, doing, { like: options.like });
+}
+
+/** Gives a new file the permissions and the owner of `path`. Only the owner may be refused: not everybody may give files away. */
+function takeOver(fd: number, path: string): void {
+  const { mode, uid, gid } = statSync(path);
+  const mine = fstatSync(fd);
+  if (mine.uid !== uid || mine.gid !== gid) {
+    try {
+      fchownSync(fd, uid, gid);
+    } catch (error) {
+      if ((error as { code?: string }).code !== 'EPERM') throw error;
+    }
+  }
+  fchmodSync(fd, mode % 0o10000);
 }
 
 async function status(name: string): Promise<FileStatus | undefined> {
@@ -85,7 +103,13 @@ async function status(name: string): Promise<FileStatus | undefined> {
   }
   const kind = kindOf(stat);
   if (kind === 'device') return { kind, size: sizeFromSysfs(stat.rdev) ?? 0, identity: deviceIdentity(stat) };
-  return { kind, size: kind === 'file' ? Number(stat.size) : 0, identity: `${stat.dev}:${stat.ino}` };
+  const isLink = attempt(`could not look at "${path}"`, name, () => lstatSync(path)).isSymbolicLink();
+  return {
+    kind,
+    size: kind === 'file' ? Number(stat.size) : 0,
+    identity: `${stat.dev}:${stat.ino}`,
+    realName: isLink ? attempt(`could not look at "${path}"`, name, () => realpathSync(path)) : undefined,
+  };
 }
 
 async function rename(from: string, to: string): Promise<void> {
@@ -150,8 +174,15 @@ function attempt<T>(doing: string, name: string, body: () => T): T {
   }
 }
 
-/** Wraps an open descriptor by what it turned out to be; closes it when that fails. */
-function storeFor(fd: number, name: string, readOnly: boolean, doing: string, empty: boolean): BlockNode {
+/** Wraps an open descriptor by what it turned out to be; closes it when that fails.
+ *  @param created the file is new: it is emptied, and becomes like another one where that is asked */
+function storeFor(
+  fd: number,
+  name: string,
+  { readOnly, unsafe }: Pick<OpenFileOptions, 'readOnly' | 'unsafe'>,
+  doing: string,
+  created?: { readonly like: string | undefined },
+): BlockNode {
   const path = pathOf(name);
   try {
     const stat = fstatSync(fd, { bigint: true });
@@ -160,8 +191,9 @@ function storeFor(fd: number, name: string, readOnly: boolean, doing: string, em
     if (kind === 'device') {
       return new BlockDeviceStore(fd, { name: path, readOnly, character: stat.isCharacterDevice() });
     }
-    if (empty && stat.size > 0n) ftruncateSync(fd, 0);
-    return new FileStore(fd, { name: path, readOnly });
+    if (created !== undefined && stat.size > 0n) ftruncateSync(fd, 0);
+    if (created?.like !== undefined) takeOver(fd, pathOf(created.like));
+    return new FileStore(fd, { name: path, readOnly, unsafe });
   } catch (error) {
     closeSync(fd);
     throw fromSystemError(error, doing, { name, path });

@@ -1,14 +1,14 @@
 /** The copying of a conversion: takes the plan's segments, reads, looks for zeros, writes. Owns buffers and the order of writes.
  *  Invariants: memory is bounded by the buffers, whatever the size of the disk; whole units of the target are written where data
  *  touches them; a range that the target shows as zero already is not written; at the end everything begun has ended. */
-import type { Pending } from '../base/async.ts';
+import { type Pending, settleAll } from '../base/async.ts';
 import { BlockError, isBlockError } from '../base/errors.ts';
 import { type JobOptions, Pacer, throwIfAborted } from '../base/job.ts';
-import { KiB, MiB } from '../base/sizes.ts';
+import { MiB } from '../base/sizes.ts';
 import { alignUp } from '../bytes/align.ts';
 import { isZero } from '../bytes/zeros.ts';
 import { BufferPool } from '../core/buffer-pool.ts';
-import { Copier } from '../core/copier.ts';
+import { Copier, type CopierOptions } from '../core/copier.ts';
 import type { BlockNode } from '../core/node.ts';
 import type { WriteOptions } from '../core/store.ts';
 import type { Image } from '../image/image.ts';
@@ -46,8 +46,6 @@ export interface CopyCounts {
 }
 
 const CHUNK = 2 * MiB;
-/** Local files write this much without leaving the thread, which costs less than handing it to another one. */
-const SYNC_WRITE = 512 * KiB;
 /** Zeros are asked for in pieces, so that progress and interruptions have their turn. */
 const ZERO_STEP = 256 * MiB;
 
@@ -60,8 +58,6 @@ export class DiskCopy {
   readonly #chunk: number;
   /** Pieces that are looked at for zeros, bytes: aligned to their own size. */
   readonly #piece: number;
-  /** Bytes of one write: one after the other they are as long as a local file writes at once, in this thread, while the reads run in others. */
-  readonly #writeStep: number;
   readonly #limit: RateLimit | undefined;
   readonly #pacer = new Pacer();
   readonly #writeOptions: WriteOptions;
@@ -79,11 +75,9 @@ export class DiskCopy {
       ...(compressed ? { compressed: true } : { thread: 'this' }),
       ...(writeThrough ? { fua: true } : {}),
     };
-    const order = settings.outOfOrder ? 'free' : compressed ? 'started' : 'serial';
-    this.#writeStep = order === 'serial' ? alignUp(SYNC_WRITE, unit) : this.#chunk;
     this.#copier = new Copier({
       buffers: new BufferPool({ size: this.#chunk, count: settings.parallel, shared: settings.sharedBuffers }),
-      order,
+      order: orderOf(settings, unit),
       read: (offset, into) => source.read(offset, into),
       write: (offset, from) => this.#store(offset, from),
       signal: settings.signal,
@@ -160,8 +154,24 @@ export class DiskCopy {
 
   /** One buffer's worth of data, without its zeros. */
   #store(offset: number, from: Uint8Array): Pending {
+    if (this.#settings.compressed) return this.#storeTogether(offset, from);
     const pending = this.#storeFrom(offset, from, 0);
     return pending === undefined ? undefined : this.#storeRest(pending, offset, from);
+  }
+
+  /** Begins every write now: compressed data is stored in the order in which its writes began, whatever time each of them takes. */
+  #storeTogether(offset: number, from: Uint8Array): Pending {
+    const pendings: Pending[] = [];
+    try {
+      for (let at = 0; at < from.length; at = this.#storedTo) {
+        const pending = this.#storeFrom(offset, from, at);
+        if (pending !== undefined) pendings.push(pending);
+      }
+    } catch (error) {
+      if (pendings.length === 0) throw error;
+      pendings.push(Promise.reject(error));
+    }
+    return pendings.length === 0 ? undefined : settleAll(pendings);
   }
 
   /** Goes on after a write that had to be waited for, one after the other. */
@@ -239,24 +249,6 @@ export class DiskCopy {
 
   #write(offset: number, from: Uint8Array): Pending {
     this.counts.copied += from.length;
-    const step = this.#writeStep;
-    if (from.length <= step) return this.#writeOnce(offset, from);
-    for (let at = 0; at < from.length; at += step) {
-      const pending = this.#writeOnce(offset + at, from.subarray(at, at + step));
-      if (pending !== undefined) return this.#writeRest(pending, offset, from, at + step);
-    }
-    return undefined;
-  }
-
-  async #writeRest(first: Promise<void>, offset: number, from: Uint8Array, start: number): Promise<void> {
-    await first;
-    for (let at = start; at < from.length; at += this.#writeStep) {
-      const pending = this.#writeOnce(offset + at, from.subarray(at, at + this.#writeStep));
-      if (pending !== undefined) await pending;
-    }
-  }
-
-  #writeOnce(offset: number, from: Uint8Array): Pending {
     try {
       const { target, guard } = this.#settings;
       const pending = (guard !== undefined && offset < CHUNK ? guard : target).write(offset, from, this.#writeOptions);
@@ -298,6 +290,14 @@ export class DiskCopy {
   #progress(done: number): void {
     this.#settings.onProgress?.({ phase: 'convert', done, total: this.#source.size });
   }
+}
+
+/** Without units nothing is allocated, so that writes may run together; else they decide where things lie, and the image is to be the same
+ *  on every run. A pipe takes its bytes in order. */
+function orderOf(settings: CopySettings, unit: number): CopierOptions['order'] {
+  if (settings.outOfOrder) return 'free';
+  if (settings.compressed) return 'started';
+  return unit === 1 && settings.target.supports.access === 'random' ? 'started' : 'serial';
 }
 
 /** What the target writes best at once: what it marks as zero, or for compression what it compresses. */

@@ -2,7 +2,7 @@
  *  that has the samples. Owns the scratch directory and the marks that say what is run.
  *  A fenced block is run when its first line ends in ` run` (```ts run, ```sh run). In `sh` blocks, lines that begin with `$ ` are commands and the
  *  lines after them what they print (both streams); `…` stands for any text. Blocks of one page share a directory. */
-import { execFileSync, spawnSync } from 'node:child_process';
+import { spawnSync } from 'node:child_process';
 import { cpSync, existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync, symlinkSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { delimiter, join } from 'node:path';
@@ -46,11 +46,13 @@ export class Scratch implements Disposable {
       compilerOptions: { target: ts.ScriptTarget.ES2022, module: ts.ModuleKind.ESNext },
     });
     writeFileSync(file, outputText);
-    return execFileSync(process.execPath, [file], {
+    const { status, stdout, stderr } = spawnSync(process.execPath, [file], {
       cwd: this.path,
       encoding: 'utf8',
       env: this.#environment(),
     });
+    if (status !== 0) throw new Error(`ended with status ${status}:\n${stdout}${stderr}`);
+    return stdout;
   }
 
   #environment(): NodeJS.ProcessEnv {

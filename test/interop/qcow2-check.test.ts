@@ -411,6 +411,18 @@ const CASES: readonly Case[] = [
   },
 ];
 
+/** Undamaged images of every kind, for random damage. */
+const BASES = CASES.filter(({ name }) => name.startsWith('nothing') && !name.includes('bitmaps'));
+
+/** Numbers below a bound, the same for the same seed. */
+function sequence(seed: number): (bound: number) => number {
+  let state = seed;
+  return (bound) => {
+    state = (Math.imul(state, 1664525) + 1013904223) >>> 0;
+    return Math.floor((state / 2 ** 32) * bound);
+  };
+}
+
 describeWithQemu('check', () => {
   const directory = scratchDirectory();
   const path = (name: string) => join(directory, name);
@@ -462,6 +474,32 @@ describeWithQemu('check', () => {
       },
     );
   }
+
+  // refcount table and snapshot table are left out: there qemu-img gives up where this check repairs
+  it.each(Array.from({ length: 30 }, (_, index) => index + 1))(
+    "of random damage, seed %d, is qemu-img's",
+    async (seed) => {
+      const random = sequence(seed);
+      const testCase = BASES[random(BASES.length)] as Case;
+      const patient = new Patient(readFileSync(path(healthy(testCase))));
+      const places: readonly [start: number, length: number][] = [
+        [patient.refcountBlock, 64],
+        [patient.l1, 8],
+        [patient.l2(0), 160],
+      ];
+      for (let hits = 1 + random(3); hits > 0; hits--) {
+        const [start, length] = places[random(places.length)] as [number, number];
+        const at = start + random(length);
+        if (random(2) === 0) patient.bytes.writeUInt8(patient.bytes.readUInt8(at) ^ (1 << random(8)), at);
+        else patient.setU64(at - (at % 8), BigInt(random(40) * patient.clusterSize) | (random(2) === 0 ? COPIED : 0n));
+      }
+      const fix = (['none', 'leaks', 'all'] as const)[random(3)] as CheckFix;
+      writeFileSync(path('theirs.qcow2'), patient.bytes);
+      copyFileSync(path('theirs.qcow2'), path('ours.qcow2'));
+      const theirs = theirCheck(directory, 'theirs.qcow2', fix);
+      expect(await ourCheck(path('ours.qcow2'), fix)).toEqual(theirs);
+    },
+  );
 
   it('ends with ABORTED when the signal fires', async () => {
     const store = await storeOf(readFileSync(path(healthy(CASES[0] as Case))));

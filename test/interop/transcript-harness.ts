@@ -2,15 +2,19 @@
  *  what they said and left behind. Images of the fixture directory are made once by the real tools. */
 import { type ChildProcess, execFile, execFileSync, fork } from 'node:child_process';
 import {
+  closeSync,
   existsSync,
+  ftruncateSync,
   mkdirSync,
   mkdtempSync,
+  openSync,
   readdirSync,
   readFileSync,
   rmSync,
   statSync,
   symlinkSync,
   writeFileSync,
+  writeSync,
 } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -20,6 +24,7 @@ const ROOT = fileURLToPath(new URL('../..', import.meta.url));
 const TIMEOUT_MS = 60_000;
 /** Bytes. */
 const SMALL = 4 * 1024 * 1024;
+const BLOCK = 4096;
 
 export interface Outcome {
   /** Standard output, standard error and exit status of each command, as one text. */
@@ -62,6 +67,7 @@ export class Workshop {
   /** A link to our program, under the name qemu-img. */
   readonly ours: string;
   #count = 0;
+  readonly #sparse = new Map<string, SparseFile>();
 
   /** @param program where the program is; the one of this project when not given. */
   constructor(program = process.env['COWDISK_PROGRAM'] ?? join(ROOT, 'bin/cowdisk.js')) {
@@ -103,20 +109,21 @@ export class Workshop {
     return readFileSync(join(this.fixtures, name));
   }
 
-  /** A new directory with copies of these fixtures, holes kept. */
-  async directory(names: readonly string[]): Promise<string> {
+  /** A new directory with copies of these fixtures, every block of zeros a hole. */
+  directory(names: readonly string[]): string {
     const directory = join(this.root, `case${++this.#count}`);
     mkdirSync(join(directory, 'dir'), { recursive: true });
-    if (names.length > 0) {
-      const files = names.map((name) => join(this.fixtures, name));
-      await spawn('cp', ['-a', '--sparse=always', '-t', directory, ...files], this.root);
+    for (const name of names) {
+      const sparse = this.#sparse.get(name) ?? readSparse(join(this.fixtures, name));
+      this.#sparse.set(name, sparse);
+      writeSparse(join(directory, name), sparse);
     }
     return directory;
   }
 
   /** Runs the commands in turn, in a directory of their own. */
   async run(commands: readonly string[], program: Program, fixtures: readonly string[]): Promise<Outcome> {
-    const directory = await this.directory(fixtures);
+    const directory = this.directory(fixtures);
     let transcript = '';
     for (const line of commands) {
       const { stdout, stderr, status } = await program(splitCommand(line), directory);
@@ -124,6 +131,29 @@ export class Workshop {
     }
     return { transcript: transcript.replaceAll(directory, '<dir>'), directory };
   }
+}
+
+interface SparseFile {
+  readonly size: number;
+  readonly blocks: readonly (readonly [offset: number, bytes: Uint8Array])[];
+}
+
+function readSparse(path: string): SparseFile {
+  const content = readFileSync(path);
+  const zeros = Buffer.alloc(BLOCK);
+  const blocks: [number, Uint8Array][] = [];
+  for (let at = 0; at < content.length; at += BLOCK) {
+    const block = content.subarray(at, at + BLOCK);
+    if (!block.equals(zeros.subarray(0, block.length))) blocks.push([at, block]);
+  }
+  return { size: content.length, blocks };
+}
+
+function writeSparse(path: string, { size, blocks }: SparseFile): void {
+  const fd = openSync(path, 'w');
+  for (const [offset, bytes] of blocks) writeSync(fd, bytes, 0, bytes.length, offset);
+  ftruncateSync(fd, size);
+  closeSync(fd);
 }
 
 function mark(prefix: string, text: string): string {

@@ -74,7 +74,7 @@ function describe(result: CompareResult): string {
 }
 
 function failure(cli: Cli, error: unknown): unknown {
-  if (!isBlockError(error)) return error;
+  if (!isBlockError(error) || error.code === 'ABORTED' || error.code === 'INTERNAL') return error;
   const { name, offset } = error.details;
   if (error.reason === 'compare.read') {
     const line = `Error while reading offset ${offset} of ${name}: ${ioError(error)}`;

@@ -60,11 +60,16 @@ export class References {
     this.#clusters = clusters;
   }
 
+  /** Whether `[offset, offset+length)` lies in the file, up to a part of its last cluster: only then its clusters are counted. */
+  covers(offset: number, length: number): boolean {
+    return offset + length - this.#fileSize < this.#clusterSize;
+  }
+
   /** Counts the clusters that `[offset, offset+length)` touches.
    *  @param text the offset in hexadecimal, where the number is not exact */
   add(offset: number, length: number, text?: string): void {
     if (length <= 0) return;
-    if (!(offset + length - this.#fileSize < this.#clusterSize)) {
+    if (!this.covers(offset, length)) {
       this.#run.corruption(
         'reference-past-end',
         `ERROR: counting reference for region exceeding the end of the file by one cluster or more: offset 0x${text ?? offset.toString(16)} size 0x${length.toString(16)}`,

@@ -20,6 +20,8 @@ import {
 export interface CheckedSnapshots extends SnapshotTable {
   /** Findings that only a new table mends; they are counted when it is written, or at the end. */
   readonly toMend: number;
+  /** The clusters of the table have been counted as references: it lies within the file. */
+  tableCounted: boolean;
 }
 
 /** Reads the snapshot table. Under `-r all`, entries that cannot be kept are dropped from the header's count at once.
@@ -64,7 +66,7 @@ export async function readSnapshotsForCheck(run: CheckRun): Promise<CheckedSnaps
     run.header = { ...run.header, snapshotCount: table.entries.length };
     run.counts.corruptionsFixed += dropped;
   }
-  return { ...table, toMend: cut + countIncomplete(run, table) };
+  return { ...table, toMend: cut + countIncomplete(run, table), tableCounted: false };
 }
 
 function checkPointer(run: CheckRun, snapshotCount: number): void {
@@ -144,7 +146,7 @@ function countIncomplete(run: CheckRun, table: SnapshotTable): number {
 }
 
 /** Writes the table anew, complete, in a new place. The refcounts are right by now. */
-export async function rewriteSnapshots(run: CheckRun, stored: StoredRefcounts, table: SnapshotTable): Promise<void> {
+export async function rewriteSnapshots(run: CheckRun, stored: StoredRefcounts, table: CheckedSnapshots): Promise<void> {
   const { clusterSize } = run.geometry;
   const bytes = encodeSnapshotTable(table.entries);
   const old = { offset: run.header.snapshotsOffset, size: table.size };
@@ -169,9 +171,9 @@ export async function rewriteSnapshots(run: CheckRun, stored: StoredRefcounts, t
   await run.file.write(HeaderV2.fields.snapshotCount[0], pointer);
   await run.file.flush();
   run.header = { ...run.header, snapshotsOffset: offset, snapshotCount: table.entries.length };
-  // what the old table claimed beyond its counted clusters has no refcount to give back
-  const counted = Math.min(oldEnd, stored.clusters) - oldFirst;
-  if (counted > 0) await setRefcounts(run, stored, oldFirst, counted, (count) => Math.max(0, count - 1));
+  // a table that was not counted has no refcounts of its own: those in its range are others'
+  if (!table.tableCounted) return;
+  await setRefcounts(run, stored, oldFirst, oldEnd - oldFirst, (count) => Math.max(0, count - 1));
 }
 
 async function setRefcounts(

@@ -89,6 +89,7 @@ async function countAll(
   references.add(0, geometry.clusterSize);
   await countL1(run, references, overlaps, { offset: header.l1Offset, size: header.l1Size, active: true });
   await countSnapshots(run, references, overlaps, snapshots.entries);
+  snapshots.tableCounted = references.covers(header.snapshotsOffset, snapshots.size);
   references.add(header.snapshotsOffset, snapshots.size);
   references.add(header.refcountTableOffset, header.refcountTableClusters * geometry.clusterSize);
   if (header.crypto !== undefined) references.add(header.crypto.offset, header.crypto.length);
@@ -131,7 +132,10 @@ async function countSnapshots(
     } else if (Number.isFinite(l1Offset)) {
       await countL1(run, references, overlaps, { offset: l1Offset, size: l1Size, active: false });
     } else {
+      // freeing what this snapshot refers to would be the end of it
       references.add(l1Offset, l1Size * TABLE_ENTRY_BYTES, text);
+      run.obstacle('check-io', 'ERROR: I/O error in check_refcounts_l1', { id });
+      throw run.failure(`the L1 table of snapshot ${id} lies beyond every file`, 'EIO');
     }
   }
 }

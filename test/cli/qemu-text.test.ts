@@ -1,0 +1,145 @@
+/** Every finding of the library has a sentence of QEMU's, or is known to be one that QEMU does not have. */
+import { readdirSync, readFileSync } from 'node:fs';
+import { join } from 'node:path';
+import { fileURLToPath } from 'node:url';
+import { describe, expect, it } from 'vitest';
+import { BlockError } from '../../src/base/errors.ts';
+import { ioError, KNOWN_REASONS, qemuText } from '../../src/cli/render/qemu-text.ts';
+
+const SOURCES = fileURLToPath(new URL('../../src', import.meta.url));
+
+/** Findings without a sentence of QEMU's: what it does not do, does not refuse, or tells in a frame of its verbs. */
+const WITHOUT: readonly string[] = [
+  // references are not restricted in QEMU, loops not found, and codecs and engines are its own
+  'chain.cycle',
+  'chain.depth',
+  'reference.denied',
+  'reference.json',
+  'reference.unprobed',
+  'protocol.none',
+  'codec.argument',
+  'codec.closed',
+  'codec.data',
+  'codec.workers',
+  'codec.zstd',
+  'image.no-codecs',
+  'pool.closed',
+  'pool.not-built',
+  'pool.task',
+  'pool.worker',
+  'engine.compress',
+  'engine.compress-align',
+  'engine.condemned',
+  'engine.fast-zero',
+  'engine.range',
+  'engine.read-only',
+  'slice.align',
+  'slice.range',
+  'store.align',
+  'store.forward-order',
+  'store.forward-read',
+  'store.preallocation-shrink',
+  'store.range',
+  'store.truncate',
+  'store.zeroes-slow',
+  'raw.window-fixed',
+  'raw.window-large',
+  // mistakes of a caller in TypeScript, which the command line answers itself
+  'create.size',
+  'image.length',
+  'map.range',
+  'measure.input',
+  'option.int-text',
+  'option.unknown',
+  'qcow2.size-twice',
+  'qcow2.encryption-unsupported',
+  'convert.no-input',
+  'convert.sparse-size',
+  'convert.parallel',
+  'convert.rate',
+  'convert.options-existing',
+  'convert.concat-backing',
+  'convert.backing-existing',
+  'convert.no-backing',
+  'convert.forward',
+  'convert.size',
+  // told by the verbs, with places and numbers
+  'convert.read',
+  'convert.status',
+  'convert.write',
+  'convert.incomplete',
+  'convert.target-is-input',
+  'compare.read',
+  'compare.extents',
+  'qcow2.check-failed',
+  'qcow2.check-memory',
+  // targets are replaced at their end here
+  'target.create',
+  'target.exists',
+  // a size that fits no table is one message in QEMU, made by create
+  'qcow2.create-size',
+  'qcow2.device-small',
+  'qcow2.header-space',
+  // I/O errors in QEMU, without a sentence
+  'qcow2.compressed-data',
+  'qcow2.compressed-offset',
+  'qcow2.data-file-compressed-write',
+  'qcow2.refcount-range',
+  'qcow2.refcount-table-limit',
+];
+
+/** Reasons that stand as a whole in the sources, and the findings of the qcow2 header by its own helper. */
+function reasonsThrown(): string[] {
+  const found = new Set<string>();
+  for (const name of readdirSync(SOURCES, { recursive: true, encoding: 'utf8' })) {
+    if (!name.endsWith('.ts') || name.startsWith('cli') || name.startsWith('testing')) continue;
+    const text = readFileSync(join(SOURCES, name), 'utf8');
+    for (const match of text.matchAll(/reason: '([a-z0-9-]+\.[a-z0-9-]+)'/g)) found.add(match[1] as string);
+    if (!/qcow2.(header|header-checks|options|create|extensions)\.ts$/.test(name)) continue;
+    const calls = /\b(?:fault|refusal|needsV3|optionError|extensionError)\(\s*name,\s*'([a-z0-9-]+)'/g;
+    for (const match of text.matchAll(calls)) found.add(`qcow2.${match[1]}`);
+  }
+  return [...found];
+}
+
+describe("QEMU's sentences", () => {
+  it('exist for every finding, or the finding is listed as one without', () => {
+    const missing = reasonsThrown().filter((reason) => !KNOWN_REASONS.has(reason) && !WITHOUT.includes(reason));
+    expect(missing).toEqual([]);
+  });
+
+  it('are not missing where one is listed as known', () => {
+    expect(WITHOUT.filter((reason) => KNOWN_REASONS.has(reason))).toEqual([]);
+  });
+
+  it.each([...KNOWN_REASONS])('for %s can be made from an error without details', (reason) => {
+    const { text } = qemuText(new BlockError('CORRUPT', 'house sentence: x', { reason }));
+    expect(text.length).toBeGreaterThan(3);
+    expect(text).not.toContain('undefined undefined');
+  });
+
+  it('nest as the files do', () => {
+    const gone = new BlockError('NOT_FOUND', 'could not open "c": no such file or directory', {
+      reason: 'system',
+      details: { errno: 'ENOENT', name: 'c', path: 'c' },
+    });
+    const backing = (cause: BlockError): BlockError =>
+      new BlockError('NOT_FOUND', 'x', { reason: 'image.backing', cause });
+    expect(qemuText(backing(backing(gone))).text).toBe(
+      "Could not open backing file: Could not open backing file: Could not open 'c': No such file or directory",
+    );
+    expect(qemuText(new BlockError('IO', 'x', { reason: 'image.data-file', cause: gone })).text).toBe(
+      "Could not open 'c': No such file or directory",
+    );
+  });
+
+  it("are the house's own where QEMU has none", () => {
+    expect(qemuText(new BlockError('CHAIN', '"a": a loop', { reason: 'chain.cycle' })).text).toBe('"a": a loop');
+  });
+
+  it('call damage found while reading an input/output error', () => {
+    expect(ioError(new BlockError('CORRUPT', 'x'))).toBe('Input/output error');
+    expect(ioError(new BlockError('CORRUPT', 'x', { details: { errno: 'EFBIG' } }))).toBe('File too large');
+    expect(ioError(new BlockError('NO_SPACE', 'x'))).toBe('No space left on device');
+  });
+});
