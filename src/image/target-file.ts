@@ -12,7 +12,7 @@ const MAX_NAMES = 100;
 export interface TargetFileOptions {
   /** Fail with EXISTS when something is there. */
   readonly exclusive?: boolean | undefined;
-  /** Nothing need be durable, not even at the end. */
+  /** Nothing need be durable, not even at the end; ignored where a file is replaced. */
   readonly unsafe?: boolean | undefined;
   readonly signal?: AbortSignal | undefined;
 }
@@ -87,7 +87,9 @@ export class TargetFile {
     if (before !== undefined) await (await protocol.open(name, { readOnly: false, unsafe: true, signal })).close();
     const place = before?.realName ?? name;
     const like = before === undefined ? undefined : place;
-    const { file, temporary } = await createTemporary(protocol, place, { like, unsafe, signal });
+    // What replaces a file is durable before it does: else a power cut could leave neither the old content nor the new.
+    const durable = before === undefined ? unsafe : false;
+    const { file, temporary } = await createTemporary(protocol, place, { like, unsafe: durable, signal });
     return new TargetFile(protocol, name, file, before, temporary, place);
   }
 
