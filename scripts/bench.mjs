@@ -39,7 +39,7 @@ requireNode();
 if (!hasProgram('qemu-img'))
   fail('the benchmark compares with qemu-img (Debian package qemu-utils), which is not there');
 if (!Number.isInteger(runs) || runs < 1) fail('--runs: expected a number above 0');
-await ensureDependencies();
+ensureDependencies();
 if (!isBuilt() && (await build()) !== 0) fail('the sources do not compile');
 const images = prepareImages(directory, say);
 const target = join(directory, 'output');

@@ -5,7 +5,7 @@ import { pathToFileURL } from 'node:url';
 import { build, ensureDependencies, isBuilt, ROOT, requireNode } from './lib.mjs';
 
 requireNode();
-await ensureDependencies();
+ensureDependencies();
 if (!isBuilt() && (await build()) !== 0) process.exit(1);
 
 const check = process.argv.includes('--check');

@@ -47,13 +47,13 @@ export function hasProgram(name) {
   return capture('sh', ['-c', `command -v ${name}`]).status === 0;
 }
 
-/** npm as it was called, or as it is found. */
-export function npm(args, options = {}) {
+/** npm as it was called, or as it is found. The registry may need extra certificates: the environment stays as it is.
+ *  @returns its exit status and what it said. */
+function npm(args) {
   const cli = process.env.npm_execpath;
   const isScript = cli !== undefined && /\.c?js$/.test(cli);
-  // The registry may need the extra certificates: the environment stays as it is.
   const [command, all] = isScript ? [process.execPath, [cli, ...args]] : ['npm', args];
-  return run(command, all, { env: process.env, ...options });
+  return capture(command, all, { env: process.env });
 }
 
 export function readJson(path) {
@@ -72,13 +72,18 @@ export function dependenciesAreThere() {
   });
 }
 
-/** Installs the dependencies where they are missing.
- *  @returns what was done, in words; throws when it failed. */
-export async function ensureDependencies() {
+/** Installs the dependencies where they are missing, at the versions of package-lock.json; ends the process when that fails.
+ *  @returns what was done, in words. */
+export function ensureDependencies() {
   if (dependenciesAreThere()) return 'there already';
-  const status = await npm(['ci', '--ignore-scripts', '--include=dev', '--no-progress', '--loglevel=error']);
-  if (status !== 0) throw new Error(`npm ci failed with status ${status}`);
-  return 'installed';
+  const common = ['--ignore-scripts', '--include=dev', '--no-audit', '--no-fund', '--loglevel=error'];
+  const clean = npm(['ci', ...common]);
+  if (clean.status === 0) return 'installed';
+  // Some registries lack packages for other platforms, which `ci` does not forgive; `install` takes the locked versions of the rest.
+  const lenient = npm(['install', '--no-save', ...common]);
+  if (lenient.status === 0 && dependenciesAreThere()) return 'installed';
+  console.error(`the dependencies could not be installed:\n${clean.err}${lenient.err}`);
+  process.exit(1);
 }
 
 /** Whether dist/ is younger than every source. */

@@ -59,7 +59,7 @@ next();
 
 async function prepare() {
   const start = performance.now();
-  const dependencies = await ensureDependencies();
+  const dependencies = ensureDependencies();
   const built = isBuilt() ? 'there already' : undefined;
   if (built === undefined && (await build()) !== 0) {
     console.error('the sources do not compile; see above');

@@ -34,7 +34,7 @@ const ci = (process.env.CI ?? '') !== '' && process.env.CI !== 'false';
 const phases = new Phases();
 const failures = [];
 
-await phases.run('dependencies', async () => console.log(await ensureDependencies()));
+await phases.run('dependencies', () => console.log(ensureDependencies()));
 await phases.run('system packages', systemPackages);
 if ((await phases.run('build', build)) !== 0) end(['build']);
 await phases.run('lint', () =>

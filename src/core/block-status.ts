@@ -77,32 +77,29 @@ function addRun(
   switch (run.kind) {
     case 'data':
       if (format.recurse !== 'none') return addRecursing(format, cursor, run);
-      return advance(
-        cursor,
-        run.length,
-        into.add(
-          run.length,
-          PRESENT_DATA,
-          format.transform === undefined ? run.hostOffset : -1,
-          format.children[run.child]?.node.name,
-        ),
-      );
+      return addPlaced(format, cursor, run, PRESENT_DATA, format.transform === undefined ? run.hostOffset : -1);
     case 'zero':
-      return advance(
-        cursor,
-        run.length,
-        run.hostOffset < 0
-          ? into.add(run.length, PRESENT_ZERO)
-          : into.add(run.length, PRESENT_ZERO, run.hostOffset, format.children[run.child]?.node.name),
-      );
+      return addPlaced(format, cursor, run, PRESENT_ZERO, run.hostOffset);
     case 'encoded':
       return advance(cursor, run.length, into.add(run.length, PRESENT_DATA + EXTENT.compressed));
     case 'unallocated':
       if (backing === undefined || run.guestOffset >= backing.size) {
-        return advance(cursor, run.length, into.add(run.length, EXTENT.zero));
+        // Subclusters of an allocated cluster have their place, whether it holds anything or not.
+        return addPlaced(format, cursor, run, EXTENT.zero, run.hostOffset);
       }
       return addBelow(backing, cursor, run.guestOffset, Math.min(run.length, backing.size - run.guestOffset));
   }
+}
+
+function addPlaced(
+  format: FormatNode,
+  cursor: ExtentCursor,
+  run: Run,
+  flags: number,
+  hostOffset: number,
+): 'full' | undefined {
+  const node = hostOffset < 0 ? undefined : format.children[run.child]?.node.name;
+  return advance(cursor, run.length, cursor.into.add(run.length, flags, hostOffset, node));
 }
 
 function advance(cursor: ExtentCursor, length: number, added: boolean): 'full' | undefined {

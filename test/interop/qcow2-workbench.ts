@@ -126,6 +126,13 @@ export function countersOf(result: CheckResult): Record<string, number> {
   return { ...Object.fromEntries(shown), 'check-errors': result.checkErrors };
 }
 
+/** What is wrong, of the counters of a check. */
+export function faultsOf(counters: Readonly<Record<string, number>>): Record<string, number> {
+  const { corruptions = 0, leaks = 0, 'check-errors': errors = 0 } = counters;
+  return { corruptions, leaks, errors };
+}
+export const NONE = { corruptions: 0, leaks: 0, errors: 0 };
+
 /** Where two buffers differ first, for a message; `undefined` when they do not. */
 export function firstDifference(a: Uint8Array, b: Uint8Array): string | undefined {
   if (Buffer.compare(a, b) === 0) return undefined;

@@ -2,6 +2,7 @@
  *  Spec: qcow2, "L1 table entry", "L2 table entry", bit 63. Runs after the refcounts have been corrected, and on their basis.
  *  Invariant: a table is rewritten only when nothing else claims its place. */
 import type { Pending } from '../../base/async.ts';
+import { hex } from '../../base/errors.ts';
 import { type L1Location, readL1 } from './check-l2.ts';
 import { findOverlap, type OverlapRanges, refuseOverlap } from './check-overlap.ts';
 import type { StoredRefcounts } from './check-refcounts.ts';
@@ -97,7 +98,9 @@ class CopiedPass {
     if (!this.#repair) return;
     setCopied(table, at, refcount === 1);
     const offset = run.header.l1Offset + at;
-    await this.#guard(offset, TABLE_ENTRY_BYTES, OVERLAP.activeL1);
+    // a cluster of the L1 table that is referenced twice is something else as well
+    const shared = (await this.refcountAt(offset)) !== 1;
+    await this.#guard(offset, TABLE_ENTRY_BYTES, OVERLAP.activeL1, shared ? 'active L2 table' : undefined);
     await run.file.write(offset, new Uint8Array(table.buffer, at, TABLE_ENTRY_BYTES));
     run.mended();
   }
@@ -178,12 +181,19 @@ class CopiedPass {
     for (let i = 0; i < wrong; i++) run.mended();
   }
 
-  async #guard(offset: number, length: number, ignore: number): Promise<void> {
-    const hit = findOverlap(this.#run, this.#overlaps, offset, length, ignore);
+  async #guard(offset: number, length: number, ignore: number, known?: string): Promise<void> {
+    const run = this.#run;
+    const hit = findOverlap(run, this.#overlaps, offset, length, ignore) ?? known;
     if (hit === undefined) return;
-    await refuseOverlap(this.#run, hit, offset, length);
-    const what = ignore === OVERLAP.activeL2 ? 'L2 table' : 'L1 table';
-    this.#run.obstacle('overlap', `ERROR: Could not write ${what}; metadata overlap check failed: Input/output error`);
-    throw this.#run.failure(`repairing the ${what} at ${offset} would overwrite ${hit}`, 'EIO');
+    await refuseOverlap(run, hit, offset, length);
+    const l1 = ignore === OVERLAP.activeL1;
+    const what = l1 ? 'L1 table' : 'L2 table';
+    // qemu-img has no line for the L1 table
+    run.obstacle(
+      'overlap',
+      `ERROR: Could not write ${what}; metadata overlap check failed: Input/output error`,
+      l1 ? { silent: true } : undefined,
+    );
+    throw run.failure(`repairing the ${what} at ${hex(offset)} would overwrite the ${hit}`, 'EIO');
   }
 }

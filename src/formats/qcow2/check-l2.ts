@@ -2,6 +2,7 @@
  *  Spec: qcow2, "Cluster mapping", "Extended L2 entries".
  *  Invariants: no promise and no allocation per entry; an entry is changed only under `-r all`, and only one that holds no data. */
 import type { Pending } from '../../base/async.ts';
+import { hex } from '../../base/errors.ts';
 import { findOverlap, type OverlapRanges, refuseOverlap } from './check-overlap.ts';
 import type { References } from './check-references.ts';
 import { offsetText } from './check-references.ts';
@@ -334,7 +335,7 @@ class L2Scan {
     if (hit !== undefined) {
       await refuseOverlap(run, hit, fileOffset, l2EntrySize);
       run.obstacle('overlap', 'ERROR: Overlap check failed');
-      throw run.failure(`repairing the L2 entry at ${fileOffset} would overwrite ${hit}`, 'EIO');
+      throw run.failure(`repairing the L2 entry at ${hex(fileOffset)} would overwrite the ${hit}`, 'EIO');
     }
     await run.file.write(fileOffset, new Uint8Array(view.buffer, view.byteOffset + at, l2EntrySize));
     await run.file.flush();
