@@ -1,8 +1,9 @@
 /** `npm run bench`: cowdisk and the real qemu-img do the same work in turn (A B A B …), both with default flags; the ratio of each pair is taken,
  *  and the median of these is what counts. Absolute times drift with whatever else a machine does; the ratio of neighbours hardly does.
- *  Options: --runs=N pairs (5), --only=NAME,…, --json. COWDISK_BENCH_DIR: where the images are kept (some 3 GiB). */
+ *  Options: --runs=N pairs (5), --only=NAME,…, --json, --readme (puts the table into README.md; for a machine that does nothing else).
+ *  COWDISK_BENCH_DIR: where the images are kept (some 3 GiB). */
 import { createHash } from 'node:crypto';
-import { existsSync, readFileSync, rmSync, statSync } from 'node:fs';
+import { existsSync, readFileSync, rmSync, statSync, writeFileSync } from 'node:fs';
 import { createRequire } from 'node:module';
 import { arch, cpus, release, tmpdir, totalmem } from 'node:os';
 import { join } from 'node:path';
@@ -29,6 +30,7 @@ const { values } = parseArgs({
     runs: { type: 'string', default: '5' },
     only: { type: 'string' },
     json: { type: 'boolean', default: false },
+    readme: { type: 'boolean', default: false },
   },
 });
 const runs = Number(values.runs);
@@ -161,7 +163,7 @@ function machine() {
     koffi: koffi ?? 'absent: holes are found by reading',
     cpu: `${cpus().length} × ${cpus()[0]?.model ?? arch()}`,
     memory: `${Math.round(totalmem() / 2 ** 30)} GiB`,
-    kernel: release(),
+    kernel: release().split('-', 1)[0],
     runs,
   };
 }
@@ -180,26 +182,38 @@ function table(facts, results) {
   const s = (value) => `${value.toFixed(2)} s`;
   const lines = [
     `cowdisk ${facts.cowdisk} on Node ${facts.node} (koffi ${facts.koffi}) against qemu-img ${facts.qemu}, both with default flags;`,
-    `${facts.cpu}, ${facts.memory}, Linux ${facts.kernel}; ${facts.runs} pairs of runs in turn, medians; the ratio is the median of the pairs' ratios.`,
+    `${facts.cpu}, ${facts.memory}, Linux ${facts.kernel}; ${facts.runs} pairs of runs in turn, medians.`,
+    "The ratio is the median of the pairs' ratios; above 1, cowdisk is faster. The peak is that of cowdisk.",
     '',
-    '| job | qemu-img | cowdisk | ratio (above 1: cowdisk is faster) | lowest and highest pair | wanted | CPU time, qemu-img / cowdisk | peak memory |',
-    '|---|---|---|---|---|---|---|---|',
+    '| job | qemu-img | cowdisk | ratio (lowest to highest pair) | wanted | CPU time: qemu-img, cowdisk | peak memory |',
+    '|---|---|---|---|---|---|---|',
     ...results.map((r) => {
       const verdict = r.ratio >= r.wanted ? 'yes' : '**no**';
       const peak = `${Math.round(r.peak / MiB)} MiB${r.peakLimit !== undefined && r.peak > r.peakLimit ? ' **too much**' : ''}`;
-      const range = `${r.ratioRange[0].toFixed(2)} to ${r.ratioRange[1].toFixed(2)}`;
-      return `| ${r.title} | ${s(r.wall.qemu)} | ${s(r.wall.cowdisk)} | **${r.ratio.toFixed(2)}** | ${range} | ${r.wanted}: ${verdict} | ${s(r.cpu.qemu)} / ${s(r.cpu.cowdisk)} | ${peak} |`;
+      const ratio = `**${r.ratio.toFixed(2)}** (${r.ratioRange[0].toFixed(2)} to ${r.ratioRange[1].toFixed(2)})`;
+      return `| ${r.title} | ${s(r.wall.qemu)} | ${s(r.wall.cowdisk)} | ${ratio} | ${r.wanted}: ${verdict} | ${s(r.cpu.qemu)}, ${s(r.cpu.cowdisk)} | ${peak} |`;
     }),
   ];
   const compressed = results.find((r) => r.name === 'convert-c')?.sizes;
   if (compressed !== undefined) {
-    const percent = (100 * (compressed.cowdisk / compressed.qemu - 1)).toFixed(1);
+    const percent = 100 * (compressed.cowdisk / compressed.qemu - 1);
+    const difference = `${Math.abs(percent).toFixed(1)} % ${percent < 0 ? 'less' : 'more'}`;
     lines.push(
       '',
-      `Size of the compressed image: qemu-img ${(compressed.qemu / MiB).toFixed(1)} MiB, cowdisk ${(compressed.cowdisk / MiB).toFixed(1)} MiB (${percent} % more).`,
+      `Size of the compressed image: qemu-img ${(compressed.qemu / MiB).toFixed(1)} MiB, cowdisk ${(compressed.cowdisk / MiB).toFixed(1)} MiB (${difference}).`,
     );
   }
   return lines.join('\n');
+}
+
+/** Between the marks that stand there for it. */
+function writeReadme(text) {
+  const file = join(ROOT, 'README.md');
+  const readme = readFileSync(file, 'utf8');
+  const [begin, end] = ['<!-- bench -->', '<!-- /bench -->'];
+  const [from, to] = [readme.indexOf(begin), readme.indexOf(end)];
+  if (from < 0 || to < from) fail(`README.md has no place for it: ${begin} … ${end}`);
+  writeFileSync(file, `${readme.slice(0, from + begin.length)}\n\n${text}\n\n${readme.slice(to)}`);
 }
 
 function fail(message) {
@@ -216,4 +230,5 @@ try {
 } catch (error) {
   fail(String(error.message));
 }
+if (values.readme) writeReadme(table(facts, results));
 console.log(values.json ? JSON.stringify({ machine: facts, results }, undefined, 2) : table(facts, results));

@@ -4,7 +4,8 @@ import { spawn, spawnSync } from 'node:child_process';
 import { existsSync, readdirSync, readFileSync, statSync } from 'node:fs';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
-import { styleText } from 'node:util';
+// Not by name: an older Node, which has no `styleText`, must come as far as the message that it is too old.
+import * as util from 'node:util';
 
 export const ROOT = fileURLToPath(new URL('..', import.meta.url));
 export const PROGRAM = join(ROOT, 'bin', 'cowdisk.js');
@@ -116,7 +117,7 @@ const coloured = process.stdout.isTTY === true && process.env.NO_COLOR === undef
 
 /** Text in a style of `util.styleText`, on terminals. */
 export function style(format, text) {
-  return coloured ? styleText(format, text) : text;
+  return coloured ? util.styleText(format, text) : text;
 }
 
 export function seconds(milliseconds) {

@@ -104,6 +104,7 @@ class Slot implements Table, TableLease {
   }
 
   release(): void {
+    assert(this.pins > 0, `table at ${hex(this.offset)} released twice`);
     this.pins--;
   }
 

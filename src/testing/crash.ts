@@ -31,8 +31,6 @@ export interface CrashTestOptions extends GuestOptions {
   readonly states?: number;
   /** One in so many states is also written to afterwards, closed and checked. 40 by default. */
   readonly lifeGoesOn?: number;
-  /** Prepares the guest's disk before the recorded part (`guest.run` with other weights, say). */
-  readonly before?: { readonly operations: number; readonly options?: GuestOptions };
 }
 
 export interface CrashReport {
@@ -92,10 +90,6 @@ async function record(format: FormatUnderTest, options: CrashTestOptions): Promi
     readOnly: false,
     backing: backing === undefined ? undefined : MemoryStore.from(backing.bytes),
   });
-  if (options.before !== undefined) {
-    const quiet = new Guest(opened, { ...options, ...options.before.options }, format.unit, history, random, frozen);
-    await quiet.run(options.before.operations);
-  }
   const guest = new Guest(opened, options, format.unit, history, random, frozen);
   await guest.run(operations);
   await guest.verify();

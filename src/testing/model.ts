@@ -81,6 +81,8 @@ export interface ModelOptions extends GuestOptions {
   readonly rounds?: number;
   /** Some requests to the files fail; the guest's requests may then fail, and must be right all the same. */
   readonly faults?: boolean;
+  /** Whether a closed image may have leaks. True by default: a format may leave what it dropped last for a repair. */
+  readonly leaks?: boolean;
 }
 
 /** Something that must not be. `message` names the seed. */
@@ -455,8 +457,9 @@ async function runSessions(format: FormatUnderTest, options: ModelOptions): Prom
       failed += guest.failed;
       await opened.node.close();
     }
-    const { corruptions } = await format.check(files.map((file) => file.bytes()));
+    const { corruptions, leaks } = await format.check(files.map((file) => file.bytes()));
     if (corruptions.length > 0) throw new ModelFailure(`check: ${corruptions.join('; ')}`);
+    if (leaks > 0 && options.leaks === false) throw new ModelFailure(`check: ${leaks} leaks after it was closed`);
     files = files.map((file) => file.reopen());
   }
   return { seed, requests: sessions * rounds * operations, failed };

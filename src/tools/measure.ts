@@ -14,6 +14,7 @@ export interface MeasureOptions {
   /** Bytes; exactly one of `size` and `source`. */
   readonly size?: number | undefined;
   readonly source?: Image | undefined;
+  readonly signal?: AbortSignal | undefined;
 }
 
 /** Space for a new image of `size` bytes, or for one with the content of `source`.
@@ -35,5 +36,5 @@ export async function measureImage(options: MeasureOptions): Promise<Measurement
   }
   const input = (options.options ?? {}) as OptionsInput<FormatDriver['createOptions']>;
   const resolved = resolveOptions(driver.createOptions, input);
-  return driver.measure(size ?? source?.virtualSize ?? 0, resolved, source?.node);
+  return driver.measure(size ?? source?.virtualSize ?? 0, resolved, source?.node, options.signal);
 }

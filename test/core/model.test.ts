@@ -36,7 +36,13 @@ describe('a disk, used at random by several requests at once, reads as the flat 
       const format = bitmapUnderTest({ ...variant, opened: (node) => nodes.push(node) });
       await everySeed(15, async (seed) => {
         nodes.length = 0;
-        const { failed } = await runModel(format, { seed, size: 64 * KiB, weights: WEIGHTS, ...options });
+        const { failed } = await runModel(format, {
+          seed,
+          size: 64 * KiB,
+          leaks: options.faults === true,
+          weights: WEIGHTS,
+          ...options,
+        });
         expect(failed > 0).toBe(options.faults === true);
         // A run whose tables all stayed in memory would prove little.
         for (const { l2, counts } of nodes)

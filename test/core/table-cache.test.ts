@@ -196,6 +196,31 @@ describe('the memory of a table cache', () => {
     expect(budget.used).toBeLessThanOrEqual(5 * SIZE);
   });
 
+  it('loses nothing, and disturbs nobody, when the write-back that readers start fails', async () => {
+    const { cache, store } = rig({ limit: 4 * SIZE });
+    for (let i = 0; i < 4; i++) await change(cache, i, 0, 99);
+    const unhandled: unknown[] = [];
+    const note = (error: unknown): void => void unhandled.push(error);
+    process.on('unhandledRejection', note);
+    store.failing.add('write');
+    expect(isPromise(cache.load(10 * SIZE))).toBe(false);
+    await cache.quiesce();
+    await turn();
+    process.off('unhandledRejection', note);
+    expect(unhandled).toEqual([]);
+    await expect(cache.writeBack()).rejects.toThrow('write fails');
+    store.failing.clear();
+    await cache.writeBack();
+    expect([0, 1, 2, 3].map((i) => store.bytes[i * SIZE])).toEqual([99, 99, 99, 99]);
+  });
+
+  it('refuses a lease that is given back twice', async () => {
+    const { cache } = rig();
+    const lease = await cache.lease(0);
+    lease.release();
+    expect(() => lease.release()).toThrow('released twice');
+  });
+
   it('makes room for a lease by writing dirty tables back', async () => {
     const { cache, store, budget } = rig({ limit: 4 * SIZE });
     for (let i = 0; i < 20; i++) await change(cache, i, 0, 99);

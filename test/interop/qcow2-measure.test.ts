@@ -7,8 +7,9 @@ import type { FormatNode } from '../../src/core/format.ts';
 import type { BlockNode } from '../../src/core/node.ts';
 import { measureQcow2 } from '../../src/formats/qcow2/measure.ts';
 import { createOptions } from '../../src/formats/qcow2/options.ts';
+import { measureImage, openImage } from '../../src/node.ts';
 import { MemoryStore } from '../../src/storage/memory.ts';
-import { type CreateInput, describeWithQemu, qemuImg, scratchDirectory } from '../formats/qcow2/support.ts';
+import { type CreateInput, describeWithQemu, qemuImg, qemuIo, scratchDirectory } from '../formats/qcow2/support.ts';
 
 const KiB = 1024;
 const MiB = 1024 * KiB;
@@ -89,6 +90,55 @@ describeWithQemu('measure', () => {
     const source = sourceWith(10 * GiB, { compat: '1.1', bitmaps });
     expect(await measureQcow2(0, resolveOptions(createOptions, input), source)).toEqual(expected);
   });
+
+  const sources: readonly [name: string, make: () => void][] = [
+    [
+      'qcow2',
+      () => {
+        qemuImg(directory, 'create', '-q', '-f', 'qcow2', 'source.qcow2', '10M');
+        qemuIo(directory, 'source.qcow2', 'write 0 100k', 'write -z 1M 1M', 'write -c 3M 64k', 'write 9M 4k');
+      },
+    ],
+    [
+      'qcow2 with extended L2 entries and small clusters',
+      () => {
+        qemuImg(
+          directory,
+          'create',
+          '-q',
+          '-f',
+          'qcow2',
+          '-o',
+          'extended_l2=on,cluster_size=16k',
+          'source.qcow2',
+          '5M',
+        );
+        qemuIo(directory, 'source.qcow2', 'write 1k 3k', 'write 1M 130k', 'write -z 1100k 4k');
+      },
+    ],
+    [
+      'qcow2 with a backing file',
+      () => {
+        qemuImg(directory, 'create', '-q', '-f', 'qcow2', 'base.qcow2', '5M');
+        qemuIo(directory, 'base.qcow2', 'write 0 300k', 'write 4M 1M');
+        qemuImg(directory, 'create', '-q', '-f', 'qcow2', '-b', 'base.qcow2', '-F', 'qcow2', 'source.qcow2', '12M');
+        qemuIo(directory, 'source.qcow2', 'write 200k 300k', 'write -z 4M 100k', 'write 11M 64k');
+      },
+    ],
+  ];
+  for (const [name, make] of sources) {
+    it.each(MATRIX)(`of a source that is ${name}, with "%s", gives qemu-img's numbers`, async (options, input) => {
+      make();
+      const args = ['--output=json', '-O', 'qcow2', ...(options === '' ? [] : ['-o', options]), 'source.qcow2'];
+      const expected = theirs(qemuImg(directory, 'measure', ...args));
+      const source = await openImage(join(directory, 'source.qcow2'), { readOnly: true, references: 'allow' });
+      try {
+        expect(await measureImage({ format: 'qcow2', options: { ...input }, source })).toEqual(expected);
+      } finally {
+        await source.close();
+      }
+    });
+  }
 
   it('has no bitmaps number for a version 2 source, and 0 for a version 3 source without bitmaps', async () => {
     const options = resolveOptions(createOptions, {});

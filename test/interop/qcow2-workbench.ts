@@ -88,7 +88,9 @@ export async function mapOf(image: Image): Promise<MapEntry[]> {
   for await (const { start, length, depth, present, zero, data, hostOffset } of image.extents()) {
     entries.push({ start, length, depth, present, zero, data, ...(hostOffset === undefined ? {} : { offset: hostOffset }) });
   }
-  return entries;
+  // of an empty disk there is one row, too
+  const nothing = { start: 0, length: 0, depth: 0, present: false, zero: false, data: false };
+  return entries.length === 0 ? [nothing] : entries;
 }
 
 /** Without the native calls nobody here knows the holes of a file: allocated space counts as data then. */

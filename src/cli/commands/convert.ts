@@ -1,13 +1,9 @@
-/** `convert`: copies images into a new one. Owns the order of the checks, which is qemu-img's, the frames of its errors, and what is
- *  said about the target when the work was interrupted. */
-import { isBlockError } from '../../base/errors.ts';
+/** `convert`: copies images into a new one. Owns the order of the checks, which is qemu-img's. */
 import type { FormatDriver } from '../../core/format.ts';
 import type { Image } from '../../image/image.ts';
 import type { ImageDrivers } from '../../image/open.ts';
-import { protocolOf } from '../../image/references.ts';
 import { type ConvertOptions, type ConvertTarget, convertImage } from '../../tools/convert.ts';
-import type { Given } from '../args.ts';
-import { type Cli, Interruption } from '../console.ts';
+import type { Cli } from '../console.ts';
 import {
   type CreateValue,
   createOptionsOf,
@@ -17,41 +13,21 @@ import {
 } from '../create-options.ts';
 import { loadDrivers } from '../drivers.ts';
 import { Failure } from '../failure.ts';
-import { type ImageSource, parseImageSource } from '../image-source.ts';
-import { parseInteger, safeSizeArgument } from '../numbers.ts';
-import {
-  cacheMode,
-  openFailure,
-  openOptionsOf,
-  openSource,
-  reportEvent,
-  requireSourceCache,
-  warnProbed,
-} from '../open.ts';
-import { appendOptionList, asksForHelp, parseOptionList } from '../option-list.ts';
+import { parseImageSource } from '../image-source.ts';
+import { cacheMode, openOptionsOf, openSource, reportEvent, requireSourceCache, warnProbed } from '../open.ts';
+import { asksForHelp, parseOptionList } from '../option-list.ts';
 import { ProgressDisplay, progressForm } from '../progress.ts';
-import { describeError } from '../render/describe.ts';
-import { ioError, qemuText } from '../render/qemu-text.ts';
-import { parseSnapshotParam, refuseSnapshot, type SnapshotParam } from '../snapshot-param.ts';
+import { refuseSnapshot } from '../snapshot-param.ts';
 import type { VerbSpec } from '../verbs/common.ts';
 import type { Command } from '../verbs/index.ts';
 import { referencePolicy, refusal, type Scanned, scan } from './common.ts';
 import { progressAsked } from './compare.ts';
-import { addBackingOptions, creatable, describeCreation, optionHelp, tooLarge } from './create.ts';
+import { ConvertErrors } from './convert-errors.ts';
+import { type Numbers, readNumber, requireSense } from './convert-options.ts';
+import { addBackingOptions, creatable, optionHelp } from './create.ts';
 
-const SECTOR = 512;
-const MAX_SPARSE = 16 * 1024 * 1024;
-const MAX_PARALLEL = 16;
+/** Percent between two prints of `-p`. */
 const STEP = 1;
-
-/** What the options say that must be read in their order. */
-interface Numbers {
-  list?: string;
-  snapshot?: SnapshotParam;
-  sparseSize?: number;
-  parallel?: number;
-  rateLimit?: number;
-}
 
 export const runConvert: Command = async (cli, args, spec) => {
   const numbers: Numbers = {};
@@ -83,57 +59,6 @@ export const runConvert: Command = async (cli, args, spec) => {
   }
 };
 
-function readNumber(cli: Cli, { spec: { key }, value }: Given, into: Numbers): void {
-  const text = value ?? '';
-  switch (key) {
-    case 'options':
-      into.list = appendOptionList(into.list, text);
-      return;
-    case 'snapshot':
-      into.snapshot = parseSnapshotParam(text);
-      return;
-    case 'sparse-size': {
-      const size = safeSizeArgument('buffer size for sparse output', text, cli);
-      if (size % SECTOR !== 0 || size > MAX_SPARSE) {
-        throw new Failure(
-          `Invalid buffer size for sparse output specified. Valid sizes are multiples of ${SECTOR} up to ${MAX_SPARSE}. ` +
-            'Select 0 to disable sparse detection (fully allocates output).',
-        );
-      }
-      into.sparseSize = size;
-      return;
-    }
-    case 'parallel': {
-      const count = parseInteger(text);
-      if (count === undefined || count < 1n || count > BigInt(MAX_PARALLEL)) {
-        throw new Failure(
-          `Invalid number of coroutines. Allowed number of coroutines is between 1 and ${MAX_PARALLEL}`,
-        );
-      }
-      into.parallel = Number(count);
-      return;
-    }
-    case 'rate-limit':
-      into.rateLimit = safeSizeArgument('rate limit', text, cli);
-      return;
-  }
-}
-
-/** Options that contradict each other, in qemu-img's order. */
-function requireSense(given: Scanned, numbers: Numbers): void {
-  const existing = given.has('no-create');
-  if (given.has('skip-broken-bitmaps') && !given.has('bitmaps')) {
-    throw new Failure('Use of --skip-broken-bitmaps requires --bitmaps');
-  }
-  if (given.has('target-image-opts') && !existing) throw new Failure('--target-image-opts requires use of -n flag');
-  if (given.has('copy-offloading')) {
-    if (numbers.sparseSize !== undefined) throw new Failure('Cannot enable copy offloading when -S is used');
-    if (given.has('compress')) throw new Failure('Cannot enable copy offloading when -c is used');
-  }
-  if (existing && numbers.list !== undefined) throw new Failure('-o has no effect when skipping image creation');
-  if (given.has('target-is-zero') && !existing) throw new Failure('--target-is-zero requires use of -n flag');
-}
-
 class Conversion {
   readonly #cli: Cli;
   readonly #spec: VerbSpec;
@@ -141,6 +66,7 @@ class Conversion {
   readonly #given: Scanned;
   readonly #numbers: Numbers;
   readonly #display: ProgressDisplay;
+  readonly #errors: ConvertErrors;
 
   constructor(
     cli: Cli,
@@ -156,6 +82,7 @@ class Conversion {
     this.#given = given;
     this.#numbers = numbers;
     this.#display = display;
+    this.#errors = new ConvertErrors(cli, drivers);
   }
 
   async run(sources: readonly string[], target: string, format: string | undefined): Promise<void> {
@@ -202,10 +129,10 @@ class Conversion {
     this.#requireCompressible(driver, values);
     await this.#requireBitmaps(images, driver, values);
     const encryption = encryptionProblem(values, (id) => this.#given.objects.secret(id));
-    if (encryption !== undefined) throw this.#framed(name, format, encryption);
+    if (encryption !== undefined) throw this.#errors.framed(name, format, encryption);
     if (backing === undefined && backingFormat !== undefined) {
       const known = this.#drivers.formats.some((candidate) => candidate.name === backingFormat);
-      throw this.#framed(
+      throw this.#errors.framed(
         name,
         format,
         known
@@ -213,7 +140,7 @@ class Conversion {
           : `Parameter 'backing-fmt' does not accept value '${backingFormat}'`,
       );
     }
-    if (name === '') throw this.#framed(name, format, "Could not create '': No such file or directory");
+    if (name === '') throw this.#errors.framed(name, format, "Could not create '': No such file or directory");
     const target: ConvertTarget = {
       name,
       format,
@@ -225,7 +152,7 @@ class Conversion {
       // qemu-img takes the sources' size whatever -o says.
       ...(typeof size === 'bigint' && !this.#cli.personality.qemu ? { size: Number(size) } : {}),
       onPlan: () => this.#requireCache(),
-      failure: (error) => this.#createFailure(name, driver, error),
+      failure: (error) => this.#errors.createFailure(name, driver, error),
     });
   }
 
@@ -282,16 +209,18 @@ class Conversion {
       throw new Failure('Compression not supported for this file format');
     }
     this.#requireCache();
+    const backing = this.#given.value('backing');
     const { options } = openOptionsOf(this.#cli, this.#drivers, source);
     const target: ConvertTarget = {
       name: source.name,
       format: source.format,
       existing: true,
+      ...(backing === undefined ? {} : { backing: { name: backing, format: this.#given.value('backing-format') } }),
       ...(options === undefined ? {} : { openOptions: options }),
     };
     await this.#convert(images, target, {
       targetIsZero: this.#given.has('target-is-zero'),
-      failure: (error) => this.#existingFailure(source, error),
+      failure: (error) => this.#errors.existingFailure(source, error),
     });
   }
 
@@ -318,100 +247,14 @@ class Conversion {
         signal: cli.signal,
         onEvent: (event) => reportEvent(cli, event),
         onProgress: this.#display.update,
-        onSalvage: (offset, length, error) => this.#salvaged(offset, length, error),
+        onSalvage: (offset, length, error) => this.#errors.salvaged(offset, length, error),
         ...more,
       });
       if (target.existing === true) {
         for (const name of result.probedRaw) if (name === target.name) warnProbed(cli, name);
       }
     } catch (error) {
-      throw (await this.#jobFailure(target, error)) ?? failure(error);
+      throw (await this.#errors.jobFailure(target, error)) ?? failure(error);
     }
-  }
-
-  #salvaged(offset: number, length: number, error: unknown): void {
-    const why = this.#cli.personality.qemu ? ioError(error) : error instanceof Error ? error.message : String(error);
-    // qemu-img reads again sector by sector and tells of each one.
-    if (this.#cli.personality.qemu) {
-      for (let at = offset; at < offset + length; at += SECTOR)
-        this.#cli.warn(`error while reading offset ${at}: ${why}`);
-    } else this.#cli.warn(`${length} bytes at ${offset} could not be read and became zeros: ${why}`);
-  }
-
-  /** What happened while copying; `undefined` for everything before. */
-  async #jobFailure(target: ConvertTarget, error: unknown): Promise<unknown> {
-    if (!isBlockError(error)) return error;
-    const qemu = this.#cli.personality.qemu;
-    if (error.code === 'ABORTED') return this.#interrupted(target, error.details['incomplete'] === true, error);
-    if (error.code === 'INTERNAL') return error;
-    const { offset } = error.details;
-    const jobError = (text: string): Failure => new Failure(qemu ? text : error.message, { cause: error });
-    switch (error.reason) {
-      case 'convert.read':
-        return jobError(`error while reading at byte ${offset}: ${ioError(error)}`);
-      case 'convert.status':
-        return jobError(`error while reading block status at offset ${offset}: ${ioError(error)}`);
-      case 'convert.write':
-        return jobError(`error while writing at byte ${offset}: ${ioError(error)}`);
-      case 'convert.target-is-input': {
-        if (!qemu) return new Failure(error.message, { cause: error });
-        const text =
-          target.existing === true
-            ? `Could not open '${target.name}'`
-            : `${target.name}: error while converting ${target.format}`;
-        return new Failure(`${text}: Failed to get "write" lock`, {
-          trailer: `Is another process using the image [${target.name}]?\n`,
-          cause: error,
-        });
-      }
-      default:
-        if (error.reason?.startsWith('convert.') !== true) return undefined;
-        return new Failure(describeError(error, this.#cli.personality).text, { cause: error });
-    }
-  }
-
-  async #interrupted(target: ConvertTarget, incomplete: boolean, error: unknown): Promise<unknown> {
-    const { reason } = this.#cli.signal;
-    if (!(reason instanceof Interruption)) return error;
-    const there = (await protocolOf(target.name, this.#drivers.protocols).status?.(target.name)) !== undefined;
-    const rest = there ? `'${target.name}' is as it was before` : `'${target.name}' does not exist`;
-    const what = incomplete ? `'${target.name}' is incomplete` : `the unfinished copy was removed, ${rest}`;
-    return new Failure(`interrupted: ${what}`, { status: reason.status, cause: error });
-  }
-
-  #createFailure(name: string, driver: FormatDriver, error: unknown): unknown {
-    if (!isBlockError(error)) return error;
-    if (!this.#cli.personality.qemu) return new Failure(error.message, { cause: error });
-    if (error.reason === 'create.backing-open') {
-      const cause = isBlockError(error.cause) ? error.cause : error;
-      if (cause.reason === 'image.unknown-format') {
-        return this.#framed(
-          name,
-          driver.name,
-          `Parameter 'backing-fmt' does not accept value '${cause.details['format']}'`,
-        );
-      }
-      return new Failure(`Could not open '${name}': Could not open backing file: ${qemuText(cause).text}`, {
-        cause: error,
-      });
-    }
-    if (error.code === 'TOO_LARGE' && error.reason !== 'raw.device-small')
-      return this.#framed(name, driver.name, tooLarge(driver), error);
-    return this.#framed(name, driver.name, describeCreation(this.#cli, name, error).text, error);
-  }
-
-  #framed(name: string, format: string, text: string, cause?: unknown): Failure {
-    const line = this.#cli.personality.qemu ? `${name}: error while converting ${format}: ${text}` : `${name}: ${text}`;
-    return new Failure(line, { cause });
-  }
-
-  #existingFailure(target: ImageSource, error: unknown): unknown {
-    // Without O_CREAT a directory is refused by the system, not by the format layer.
-    if (this.#cli.personality.qemu && isBlockError(error) && error.details['kind'] === 'directory') {
-      return new Failure(`Could not open '${target.label}': Could not open '${target.name}': Is a directory`, {
-        cause: error,
-      });
-    }
-    return openFailure(this.#cli, target.label, error);
   }
 }

@@ -8,11 +8,12 @@
 import { ERRNO_TEXT, errnoOf } from '../../base/errors.ts';
 import type { CheckOptions, CheckResult } from '../../core/format.ts';
 import { type BitmapEntry, bitmapClusterAt, readBitmapDirectory } from './bitmap-directory.ts';
+import { compareRefcounts } from './check-compare.ts';
 import { checkCopied } from './check-copied.ts';
 import { MAX_CLUSTERS } from './check-counts.ts';
 import { countL1 } from './check-l2.ts';
 import type { OverlapRanges } from './check-overlap.ts';
-import { compareRefcounts, countRefcountBlocks, readRefcountTable, StoredRefcounts } from './check-refcounts.ts';
+import { countRefcountBlocks, readRefcountTable, StoredRefcounts } from './check-refcounts.ts';
 import { References } from './check-references.ts';
 import { type CheckInput, CheckRun } from './check-run.ts';
 import { type CheckedSnapshots, readSnapshotsForCheck, rewriteSnapshots } from './check-snapshots.ts';

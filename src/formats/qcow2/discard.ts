@@ -125,9 +125,12 @@ export class Discard {
         continue;
       }
       const allocated = kind !== L2_UNALLOCATED && kind !== L2_ZERO_PLAIN;
-      const drop = kind === L2_COMPRESSED || (unmap && allocated);
+      const host = entryOffset(high, low);
+      // A damaged entry is not kept: the cluster reads as zero from now on, and not as an error.
+      const misplaced = host % clusterSize !== 0 || (hasDataFile && allocated && host !== cluster);
+      const drop = kind === L2_COMPRESSED || (unmap && allocated) || misplaced;
       if (drop) dropped.push(high, low);
-      setL2Entry(view, at, drop ? 0 : entryOffset(high, low), !drop && allocated && isCopied(high), !extendedL2);
+      setL2Entry(view, at, drop ? 0 : host, !drop && allocated && isCopied(high), !extendedL2);
       if (extendedL2) setSubclusters(view, at, 0, ALL_SUBCLUSTERS);
     }
     this.#finish(place, count, dropped);

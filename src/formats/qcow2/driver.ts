@@ -37,12 +37,12 @@ export const qcow2 = defineFormat({
 
   open: openQcow2,
   create: createQcow2,
-  measure: (virtualSize, options, source) => measureQcow2(virtualSize, options, source),
+  measure: measureQcow2,
 });
 
 async function openQcow2(context: OpenContext, options: Qcow2OpenOptions): Promise<Qcow2Node> {
-  const { name, file, readOnly, forCheck } = context;
-  const header = await readHeader(file, name, { readOnly, forCheck });
+  const { name, file, readOnly, forCheck, metadataOnly } = context;
+  const header = await readHeader(file, name, { readOnly, forCheck, metadataOnly });
   if (header.encryption !== 'none' && context.metadataOnly !== true && !forCheck) {
     throw new BlockError(
       'ENCRYPTED',
@@ -57,7 +57,8 @@ async function openQcow2(context: OpenContext, options: Qcow2OpenOptions): Promi
   const snapshots = forCheck ? NO_SNAPSHOTS : await readSnapshotTable(file, header, name);
   const state = new Qcow2State(header, context, dataFile, tableMemory(options, settings));
   if (!readOnly && !forCheck) await takeOver(state);
-  return new Qcow2Node({ state, settings, codecs: context.codecs, dataFile, backing, snapshots });
+  const allocatedBytes = (await file.status?.())?.allocatedBytes;
+  return new Qcow2Node({ state, settings, codecs: context.codecs, dataFile, backing, snapshots, allocatedBytes });
 }
 
 const NO_SNAPSHOTS: SnapshotTable = { entries: [], size: 0 };

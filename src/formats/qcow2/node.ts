@@ -22,6 +22,7 @@ import { describeImage } from './info.ts';
 import { L2Tables } from './l2-tables.ts';
 import { MetadataMap } from './metadata-map.ts';
 import type { RuntimeSettings } from './options.ts';
+import { PreallocatedMetadata } from './preallocation.ts';
 import { Refcounts } from './refcounts.ts';
 import { Resize } from './resize.ts';
 import type { SnapshotTable } from './snapshot-table.ts';
@@ -33,6 +34,8 @@ export interface Qcow2NodeOptions {
   readonly dataFile: BlockNode | undefined;
   readonly backing: BlockNode | undefined;
   readonly snapshots: SnapshotTable;
+  /** What the file occupies, bytes; `undefined` when unknown. */
+  readonly allocatedBytes: number | undefined;
 }
 
 export class Qcow2Node implements FormatNode {
@@ -42,8 +45,6 @@ export class Qcow2Node implements FormatNode {
   readonly readOnly: boolean;
   readonly unit: number;
   readonly zeroUnit: number;
-  /** Metadata may be preallocated: what it maps may never have been written. */
-  readonly recurse = 'zero';
   readonly #state: Qcow2State;
   readonly #options: Qcow2NodeOptions;
   readonly #map: ClusterMap;
@@ -53,6 +54,7 @@ export class Qcow2Node implements FormatNode {
   readonly #compressed: CompressedClusters;
   readonly #resize: Resize;
   readonly #metadata: MetadataMap;
+  readonly #preallocation: PreallocatedMetadata;
 
   constructor(options: Qcow2NodeOptions) {
     const { state, settings, dataFile, backing } = options;
@@ -82,7 +84,13 @@ export class Qcow2Node implements FormatNode {
     this.#compressed = new CompressedClusters(state, tables, this.#allocator, options.codecs);
     this.#resize = new Resize(state, this.#allocator, this.#write, this.#discard, backing?.size ?? 0);
     this.#metadata = metadata;
+    this.#preallocation = new PreallocatedMetadata(state, refcounts, options.allocatedBytes);
     state.guardTable = (offset, length, own) => metadata.checkTable(offset, length, own);
+  }
+
+  /** Where metadata was preallocated, what it maps may never have been written. */
+  get recurse(): 'none' | 'zero' {
+    return this.#preallocation.found === false ? 'none' : 'zero';
   }
 
   get virtualSize(): number {
@@ -96,7 +104,14 @@ export class Qcow2Node implements FormatNode {
 
   map(offset: number, _length: number, into: RunList): Pending {
     if (this.#state.header.encryption !== 'none') this.#map.refuseEncrypted();
+    const guessing = this.#preallocation.settle();
+    if (guessing !== undefined) return this.#mapAfter(guessing, offset, into);
     return this.#map.map(offset, into);
+  }
+
+  async #mapAfter(guessing: Promise<void>, offset: number, into: RunList): Promise<void> {
+    await guessing;
+    await this.#map.map(offset, into);
   }
 
   decode(runs: RunList, first: number, count: number, into: Uint8Array): Pending {

@@ -260,6 +260,34 @@ export class Refcounts {
     }
   }
 
+  /** Whether at least `wanted` of the clusters below `end` are in use. What a damaged table hides is not. */
+  async usesAtLeast(wanted: number, end: number): Promise<boolean> {
+    const { caches, header, geometry } = this.#state;
+    let used = 0;
+    for (let at = 0; at < end; ) {
+      const index = divFloor(at, this.#perBlock);
+      if (index >= this.#tableEntries) return false;
+      const entryAt = header.refcountTableOffset + index * TABLE_ENTRY_BYTES;
+      const table = await caches.refcountTable.load(alignDown(entryAt, caches.refcountTable.tableSize));
+      const word = entryAt - table.offset;
+      const block = refcountBlockOffset(table.view.getUint32(word), table.view.getUint32(word + 4));
+      const blockEnd = Math.min(end, (index + 1) * this.#perBlock);
+      if (block === 0 || block % geometry.clusterSize !== 0) {
+        at = blockEnd;
+        continue;
+      }
+      while (at < blockEnd) {
+        const slice = await this.#loadSlice(block, at);
+        const sliceEnd = Math.min(blockEnd, alignDown(at, this.#perSlice) + this.#perSlice);
+        for (; slice !== undefined && at < sliceEnd; at++) {
+          if (getRefcount(slice.view, at % this.#perSlice, this.#order) !== 0 && ++used >= wanted) return true;
+        }
+        at = sliceEnd;
+      }
+    }
+    return false;
+  }
+
   /** Every refcount block in use: host offsets, in table order. */
   async *blocks(): AsyncGenerator<number> {
     const { caches, header } = this.#state;
