@@ -113,6 +113,12 @@ export async function build() {
   return compiled === 0 ? run(process.execPath, ['scripts/bundle.mjs']) : compiled;
 }
 
+// The reader went away, `| head` for one: nobody is left to talk to.
+process.stdout.on('error', (error) => {
+  if (error.code === 'EPIPE') process.exit(0);
+  throw error;
+});
+
 const coloured = process.stdout.isTTY === true && process.env.NO_COLOR === undefined;
 
 /** Text in a style of `util.styleText`, on terminals. */

@@ -153,6 +153,7 @@ describe('converting', () => {
     files.add('a', store);
     for (const [workers, delayMs] of [
       [0, 0],
+      [1, 5],
       [2, 3],
       [7, 9],
     ] as const) {
@@ -165,7 +166,7 @@ describe('converting', () => {
     }
     for (const compressed of [false, true]) {
       const first = files.bytes(`${compressed} 0`);
-      for (const workers of [2, 7]) expect(Buffer.compare(first, files.bytes(`${compressed} ${workers}`))).toBe(0);
+      for (const workers of [1, 2, 7]) expect(Buffer.compare(first, files.bytes(`${compressed} ${workers}`))).toBe(0);
     }
   });
 

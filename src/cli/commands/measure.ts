@@ -47,6 +47,7 @@ export const runMeasure: Command = async (cli, args, spec) => {
       options: values,
       ...source,
       size: bytes,
+      signal: cli.signal,
     });
   });
   cli.out.write(
