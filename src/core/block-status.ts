@@ -18,8 +18,28 @@ export interface ExtentCursor {
 const PRESENT_DATA = EXTENT.present + EXTENT.data;
 const PRESENT_ZERO = EXTENT.present + EXTENT.zero;
 
-/** Adds extents from `cursor.at` on until the range is covered, or the list is full. */
+/** Adds extents from `cursor.at` on until the range is covered, or the list is full. Where something fails behind extents that are there
+ *  already, they stand: whoever asks for the rest meets the failure again. */
 export function mapExtents(format: FormatNode, backing: BlockNode | undefined, cursor: ExtentCursor): Pending {
+  let waiting: Pending;
+  try {
+    waiting = walk(format, backing, cursor);
+  } catch (error) {
+    if (cursor.into.count === 0) throw error;
+    return undefined;
+  }
+  return waiting === undefined ? undefined : untilFailure(waiting, cursor);
+}
+
+async function untilFailure(waiting: Promise<void>, cursor: ExtentCursor): Promise<void> {
+  try {
+    await waiting;
+  } catch (error) {
+    if (cursor.into.count === 0) throw error;
+  }
+}
+
+function walk(format: FormatNode, backing: BlockNode | undefined, cursor: ExtentCursor): Pending {
   while (cursor.at < cursor.end) {
     const { runs } = cursor;
     runs.reset(cursor.at, cursor.end);
@@ -44,7 +64,7 @@ async function resume(
   cursor: ExtentCursor,
 ): Promise<void> {
   // The rest of the old run list is mapped again: after an await, what was looked up before it is stale.
-  if ((await added) !== 'full') await mapExtents(format, backing, cursor);
+  if ((await added) !== 'full') await walk(format, backing, cursor);
 }
 
 async function mapThenAdd(
@@ -64,7 +84,7 @@ async function mapThenAdd(
     }
     if (cursor.at < run.guestOffset + run.length) break;
   }
-  await mapExtents(format, backing, cursor);
+  await walk(format, backing, cursor);
 }
 
 function addRun(

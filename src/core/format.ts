@@ -254,12 +254,7 @@ export interface FormatDriver<
   open(context: OpenContext, options: OptionsOf<O>): Promise<FormatNode>;
   /** Creates an image of `virtualSize` bytes into `context.file`. */
   create?(context: CreateContext, virtualSize: number, options: OptionsOf<C>): Promise<void>;
-  measure?(
-    virtualSize: number,
-    options: OptionsOf<C>,
-    source?: BlockNode,
-    signal?: AbortSignal,
-  ): Promise<Measurement>;
+  measure?(virtualSize: number, options: OptionsOf<C>, source?: BlockNode, signal?: AbortSignal): Promise<Measurement>;
 }
 
 export function defineFormat<const N extends string, const O extends OptionSchema, const C extends OptionSchema>(

@@ -8,18 +8,17 @@ import type { BlockNode } from '../core/node.ts';
 import { ALL_RULES } from '../core/safety.ts';
 import { CacheBudget } from '../core/table-cache.ts';
 import { MemoryStore } from '../storage/memory.ts';
-import { BACKING_ID, backingContent, GuestHistory, ZERO_ID } from './guest-history.ts';
-import { LateStore } from './late-store.ts';
+import { FrozenContents, firstDifference } from './frozen-contents.ts';
 import {
   type FormatUnderTest,
-  FrozenContents,
-  firstDifference,
   Guest,
   type GuestOptions,
   ModelFailure,
   type OpenedUnderTest,
   verifyExtents,
-} from './model.ts';
+} from './guest.ts';
+import { BACKING_ID, backingContent, GuestHistory, ZERO_ID } from './guest-history.ts';
+import { LateStore } from './late-store.ts';
 import { below, seededRandom } from './random.ts';
 import { type LogEntry, RecordingStore, SECTOR, WriteLog } from './recording-store.ts';
 

@@ -13,7 +13,7 @@ import {
   verify,
   verifyPart,
 } from './format-bench.ts';
-import { verifyExtents } from './model.ts';
+import { verifyExtents } from './guest.ts';
 import { below, noise } from './random.ts';
 import { ensure, ensureCode } from './store-bench.ts';
 

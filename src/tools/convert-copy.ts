@@ -107,7 +107,9 @@ export class DiskCopy {
       if (waiting !== undefined) await waiting;
       const segment = this.#planner.current;
       if (segment === undefined) return;
-      if (segment.kind === 'data') await this.#data(segment);
+      // Without sparse detection everything is to be allocated: zeros are read and written like any data.
+      const isData = segment.kind === 'data' || (segment.kind === 'zero' && this.#settings.sparseSize === 0);
+      if (isData) await this.#data(segment);
       else if (segment.kind === 'zero') await this.#zero(segment);
       else this.counts.kept += segment.end - segment.start;
       this.#progress(segment.end);
@@ -148,8 +150,8 @@ export class DiskCopy {
 
   /** Whether the target reads as zero at `offset` when nothing is written there. */
   #isZeroAlready(offset: number): boolean {
-    const { targetIsZero, backingSize, sparseSize } = this.#settings;
-    return targetIsZero && sparseSize > 0 && offset >= backingSize;
+    const { targetIsZero, backingSize } = this.#settings;
+    return targetIsZero && offset >= backingSize;
   }
 
   /** One buffer's worth of data, without its zeros. */
@@ -259,8 +261,8 @@ export class DiskCopy {
   }
 
   #writeZeroes(offset: number, length: number): Pending {
-    const { target, sparseSize, writeThrough } = this.#settings;
-    const options = { unmap: sparseSize > 0, ...(writeThrough ? { fua: true } : {}) };
+    const { target, writeThrough } = this.#settings;
+    const options = { unmap: true, ...(writeThrough ? { fua: true } : {}) };
     try {
       const pending = target.writeZeroes(offset, length, options);
       return pending === undefined ? undefined : this.#told(pending, offset);

@@ -47,8 +47,8 @@ export const isAllowed: Rule<typeof DIMENSIONS> = (it) => {
     // a raw file of that size is more than most file systems take
     if (size === 'huge' && (backing === 'raw-longer' || backing === 'raw-equal')) return false;
   }
-  // metadata of many terabytes; and a raw data file has all of its metadata from the beginning
-  if (size === 'huge' && (has(preallocation, 'off') || dataFile === 'raw')) return false;
+  // metadata of many terabytes, and a data file larger than a file may be
+  if (size === 'huge' && (has(preallocation, 'off') || has(dataFile, 'none'))) return false;
   // QEMU compresses into clusters that have no place yet, and never into a data file
   if (fill === 'compressed' || fill === 'converted') {
     if (has(dataFile, 'none') || has(preallocation, 'off')) return false;

@@ -163,7 +163,7 @@ async function theirImage(bench: Workbench, it: Case, random: () => number): Pro
     await bench.img('convert', '-c', '-f', 'raw', '-O', 'qcow2', '-o', options, 'source', 'image');
   } else {
     await bench.img('create', '-q', '-f', 'qcow2', '-o', options, 'image', String(sizeOf(it)));
-    await bench.io('image', historyOf(it, random).map(toQemuIo), '-f', 'qcow2', '-d', 'unmap');
+    await bench.io('image', historyOf(it, random, false).map(toQemuIo), '-f', 'qcow2', '-d', 'unmap');
   }
 }
 
@@ -182,7 +182,7 @@ async function ourImage(bench: Workbench, it: Case, random: () => number): Promi
     const backing = it.backing === 'none' ? undefined : { name: 'base', format: backingFormat(it) };
     await createImage(bench.path('image'), { format: 'qcow2', size: sizeOf(it), options, backing });
   }
-  const history = it.fill === 'converted' ? [] : historyOf(it, random);
+  const history = it.fill === 'converted' ? [] : historyOf(it, random, true);
   const half = Math.floor(history.length / 2);
   for (const part of [history.slice(0, half), history.slice(half)]) {
     const image = await openImage(bench.path('image'), { references: 'allow', format: 'qcow2', readOnly: false });

@@ -664,16 +664,13 @@ export const CASES: readonly (string | Case)[] = [
     line: 'info dataname.qcow2; map dataname.qcow2',
     differs: 'an image without the name of its data file is not opened at all',
   },
-  { line: 'info rawbit.qcow2; map rawbit.qcow2', differs: 'contradicting feature bits are refused even for info' },
+  'info rawbit.qcow2; map rawbit.qcow2',
   'check snapshotcount.qcow2; check --output=json snapshotcount.qcow2',
   'check reftableentry.qcow2; check --output=json reftableentry.qcow2',
 
-  {
-    line: 'map --output=json version2features.qcow2',
-    differs: 'WRONG: nothing is told of the ranges before a bad entry in the same table',
-  },
-  { line: 'map l1entry.qcow2', differs: 'WRONG: an index of 0 is printed as 0x0 in the message about corruption' },
-  { line: 'map extl2.qcow2', differs: 'the message about corruption says more' },
+  'map --output=json version2features.qcow2',
+  'map l1entry.qcow2',
+  'map extl2.qcow2',
   'info version2features.qcow2; check l1reserved.qcow2; check l2reserved.qcow2',
 
   // ---- check
@@ -959,10 +956,7 @@ export const CASES: readonly (string | Case)[] = [
   'convert odd.raw a.raw x; info x; convert -O qcow2 a.raw odd.raw a.qcow2 y; info y; check y',
   'convert empty x; info x; convert empty -O qcow2 y; info y; check y',
   'convert a.raw a2.raw x; info x',
-  {
-    line: 'convert -S 0 a.raw x; map --output=json x; convert -S 0 -O qcow2 a.raw y; map --output=json y; check y',
-    differs: 'WRONG: -S 0 must write zeros as data; here they are marked as zero',
-  },
+  'convert -S 0 a.raw x; map --output=json x; convert -S 0 -O qcow2 a.raw y; map --output=json y; check y',
   'convert -S 64k -O qcow2 a.raw x; map x; convert -S 512 -O qcow2 a.raw y; map y; convert -S 16M -O qcow2 a.raw z; map z',
   'convert -O qcow2 -B a.qcow2 -F qcow2 a.raw x; info x; map --output=json x; check x',
   'convert -O qcow2 -B a.qcow2 -F qcow2 b.qcow2 x; map x; compare x b.qcow2',
@@ -1115,7 +1109,7 @@ export const CASES: readonly (string | Case)[] = [
   'convert -Z a b',
   'convert a.raw x --foo',
   { line: 'convert badcomp.qcow2 x', leaves: NO_HALF_TARGET },
-  { line: 'convert unaligned.qcow2 x', differs: 'the offset told is where the question for the status began' },
+  'convert unaligned.qcow2 x',
   'convert luks.qcow2 x',
   { line: 'check luks.qcow2; check --output=json luks.qcow2', differs: NO_KEY },
   {

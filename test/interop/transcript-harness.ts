@@ -46,18 +46,16 @@ export function hasQemuImg(): boolean {
   }
 }
 
-/** The compiled program must be that of the sources at hand. */
+/** The compiled program must be that of the sources at hand; its bundle is written anew by every build. */
 export function requireBuild(): void {
-  const built = join(ROOT, 'dist/cli/main.js');
+  const built = join(ROOT, 'dist/program/main.js');
   if (!existsSync(built)) throw new Error('the program is not built; run: npm run build');
   const newest = Math.max(
     ...readdirSync(join(ROOT, 'src'), { recursive: true, encoding: 'utf8' })
       .filter((name) => name.endsWith('.ts'))
       .map((name) => statSync(join(ROOT, 'src', name)).mtimeMs),
   );
-  const stamp = join(ROOT, 'dist/.tsbuildinfo');
-  const made = statSync(existsSync(stamp) ? stamp : built).mtimeMs;
-  if (made < newest) throw new Error('the program is older than its sources; run: npm run build');
+  if (statSync(built).mtimeMs < newest) throw new Error('the program is older than its sources; run: npm run build');
 }
 
 /** A temporary place for one run of the suite. */

@@ -28,9 +28,9 @@ export function bitmapUnderTest(variant: BitmapVariant = {}): FormatUnderTest {
         readOnly,
         backing,
         transform,
-        // Two entries, eight counts: with four tables in memory, every run evicts.
+        // Two entries, four counts: with four tables in memory, every run evicts.
         tableSize: variant.tableSize ?? 16,
-        countsTableSize: variant.countsTableSize ?? 8,
+        countsTableSize: variant.countsTableSize ?? 4,
       });
       variant.opened?.(node);
       return {

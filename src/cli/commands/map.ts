@@ -32,7 +32,10 @@ export const runMap: Command = async (cli, args, spec) => {
     const rows = mapImage(image, { start: toNumber(start), length: toNumber(length), signal: cli.signal });
     try {
       if (form === 'human') await printHuman(cli, rows);
-      else await printJson(cli, rows, start, given.has('compressed'));
+      else {
+        const end = Math.min(image.virtualSize, toNumber(start) + toNumber(length));
+        await printJson(cli, rows, { start, end }, given.has('compressed'));
+      }
     } catch (error) {
       throw failure(cli, error);
     }
@@ -69,19 +72,25 @@ async function printHuman(cli: Cli, rows: AsyncIterable<MapRow>): Promise<void> 
   }
 }
 
-async function printJson(cli: Cli, rows: AsyncIterable<MapRow>, start: bigint, compressed: boolean): Promise<void> {
+/** A row that is not the last is known not to be: the comma comes with it, and stands there when the next one cannot be found out. */
+async function printJson(
+  cli: Cli,
+  rows: AsyncIterable<MapRow>,
+  range: { readonly start: bigint; readonly end: number },
+  compressed: boolean,
+): Promise<void> {
   let text = '[';
-  let first = true;
+  let empty = true;
   try {
     for await (const row of rows) {
-      text += `${first ? '' : ',\n'}${jsonMapRow(row, compressed)}`;
-      first = false;
+      text += `${jsonMapRow(row, compressed)}${Number(row.start) + row.length < range.end ? ',\n' : ''}`;
+      empty = false;
       if (text.length < CHUNK) continue;
       cli.out.write(text);
       text = '';
       if (cli.out.broken) return;
     }
-    if (first) text += jsonMapRow(emptyRow(start), compressed);
+    if (empty) text += jsonMapRow(emptyRow(range.start), compressed);
     text += ']\n';
   } finally {
     cli.out.write(text);

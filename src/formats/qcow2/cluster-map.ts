@@ -2,7 +2,7 @@
  *  Invariants: a call needs one L1 slice and one L2 slice at most, so at most one table is loaded before the first run is known;
  *  nothing is allocated per cluster: entries are read as two words, and equal neighbours are joined before they are pushed. */
 import { isPromise, type MaybePromise, type Pending } from '../../base/async.ts';
-import { BlockError, hex } from '../../base/errors.ts';
+import { BlockError } from '../../base/errors.ts';
 import { alignDown, divFloor } from '../../bytes/align.ts';
 import type { RunList } from '../../core/run.ts';
 import type { Table } from '../../core/table-cache.ts';
@@ -26,6 +26,8 @@ import {
 } from './entries.ts';
 import { TABLE_ENTRY_BYTES } from './geometry.ts';
 import { hexOf, type Qcow2State, unalignedCluster } from './image-state.ts';
+
+type BadEntry = 'fine' | 'unaligned' | 'misplaced' | 'zero in version 2';
 
 export class ClusterMap {
   readonly #state: Qcow2State;
@@ -110,7 +112,7 @@ export class ClusterMap {
 
   badL2Offset(l2Offset: number, offset: number): Promise<never> {
     const index = divFloor(offset, this.#state.geometry.l2Coverage);
-    return this.#state.fatal('l2-offset', `L2 table offset ${hexOf(l2Offset)} unaligned (L1 index: ${hex(index)})`, {
+    return this.#state.fatal('l2-offset', `L2 table offset ${hexOf(l2Offset)} unaligned (L1 index: ${hexOf(index)})`, {
       offset: Number.isFinite(l2Offset) ? l2Offset : -1,
     });
   }
@@ -126,7 +128,7 @@ export class ClusterMap {
 
   /** The hot loop. `kind`, `host` and `length` describe the run being joined; it is pushed when the next entry does not continue it. */
   #mapStandard(slice: Table, l2Offset: number, offset: number, into: RunList): Pending {
-    const { geometry, hasDataFile, header, readOnly } = this.#state;
+    const { geometry, hasDataFile, readOnly } = this.#state;
     const { clusterSize, csizeShift } = geometry;
     const { view } = slice;
     const first = this.l2IndexOf(offset) % this.#entriesPerSlice;
@@ -145,23 +147,23 @@ export class ClusterMap {
       if (entryKind === L2_COMPRESSED) {
         if (kind >= 0 && !this.#push(into, kind, length, host, writable)) return undefined;
         kind = -1;
-        if (hasDataFile) return this.#compressedWithDataFile(l2Offset, guest);
+        if (hasDataFile) return into.count > 0 ? undefined : this.#compressedWithDataFile(l2Offset, guest);
         const encodedAt = compressedOffset(high, low, csizeShift);
         if (!into.pushEncoded(span, 0, encodedAt, compressedLength(high, low, csizeShift))) return undefined;
         guest += span;
         continue;
       }
+      const bad = this.#badStandard(entryKind, high, low, guest - skip);
+      if (bad !== 'fine') {
+        // What lies before it is told first; the next call begins here, and says what is wrong.
+        if (kind >= 0) this.#push(into, kind, length, host, writable);
+        return into.count > 0 ? undefined : this.#refuseEntry(bad, high, low, l2Offset, guest);
+      }
       let entryHost = -1;
       let entryWritable = false;
       if (entryKind === L2_NORMAL || entryKind === L2_ZERO_ALLOCATED) {
-        const cluster = entryOffset(high, low);
-        if (cluster % clusterSize !== 0) return this.#badCluster(cluster, l2Offset, guest);
-        if (hasDataFile && cluster !== guest - skip) return this.#badDataFileOffset(cluster, guest - skip);
-        entryHost = cluster + skip;
+        entryHost = entryOffset(high, low) + skip;
         entryWritable = !readOnly && entryKind === L2_NORMAL && isCopied(high);
-      }
-      if (entryKind === L2_ZERO_ALLOCATED || entryKind === L2_ZERO_PLAIN) {
-        if (header.version < 3) return this.#zeroInV2(l2Offset, guest);
       }
       const continues =
         kind === entryKind && writable === entryWritable && (entryHost < 0 ? host < 0 : host + length === entryHost);
@@ -179,6 +181,25 @@ export class ClusterMap {
     }
     if (kind >= 0) this.#push(into, kind, length, host, writable);
     return undefined;
+  }
+
+  /** What is wrong with a standard entry that is not compressed. */
+  #badStandard(kind: number, high: number, low: number, cluster: number): BadEntry {
+    const { geometry, hasDataFile, header } = this.#state;
+    if (kind === L2_NORMAL || kind === L2_ZERO_ALLOCATED) {
+      const offset = entryOffset(high, low);
+      if (offset % geometry.clusterSize !== 0) return 'unaligned';
+      if (hasDataFile && offset !== cluster) return 'misplaced';
+    }
+    if ((kind === L2_ZERO_ALLOCATED || kind === L2_ZERO_PLAIN) && header.version < 3) return 'zero in version 2';
+    return 'fine';
+  }
+
+  #refuseEntry(bad: BadEntry, high: number, low: number, l2Offset: number, guest: number): Promise<never> {
+    const offset = entryOffset(high, low);
+    if (bad === 'unaligned') return this.#badCluster(offset, l2Offset, guest);
+    if (bad === 'misplaced') return this.#badDataFileOffset(offset, alignDown(guest, this.#state.geometry.clusterSize));
+    return this.#zeroInV2(l2Offset, guest);
   }
 
   #push(into: RunList, kind: number, length: number, host: number, writable: boolean): boolean {
@@ -204,7 +225,7 @@ export class ClusterMap {
       const kind = l2Kind(high, low, true, hasDataFile);
       const skip = guest % clusterSize;
       if (kind === L2_COMPRESSED) {
-        if (hasDataFile) return this.#compressedWithDataFile(l2Offset, guest);
+        if (hasDataFile) return into.count > 0 ? undefined : this.#compressedWithDataFile(l2Offset, guest);
         const encodedAt = compressedOffset(high, low, csizeShift);
         if (!into.pushEncoded(clusterSize - skip, 0, encodedAt, compressedLength(high, low, csizeShift)))
           return undefined;
@@ -212,14 +233,12 @@ export class ClusterMap {
         continue;
       }
       const cluster = kind === L2_NORMAL ? entryOffset(high, low) : -1;
-      if (kind === L2_NORMAL) {
-        if (cluster % clusterSize !== 0) return this.#badCluster(cluster, l2Offset, guest);
-        if (hasDataFile && cluster !== guest - skip) return this.#badDataFileOffset(cluster, guest - skip);
-      }
+      const bad = kind === L2_NORMAL ? this.#badStandard(kind, high, low, guest - skip) : 'fine';
+      if (bad !== 'fine') return into.count > 0 ? undefined : this.#refuseEntry(bad, high, low, l2Offset, guest);
       const allocated = view.getUint32(at + ALLOCATED_BITMAP_AT);
       const zero = view.getUint32(at + ZERO_BITMAP_AT);
       if (subclustersConflict(allocated, zero) || (cluster < 0 && allocated !== 0)) {
-        return this.#badSubclusters(l2Offset, guest, allocated, zero);
+        return into.count > 0 ? undefined : this.#badSubclusters(l2Offset, guest);
       }
       const writable = !readOnly && isCopied(high);
       let from = skip;
@@ -247,7 +266,7 @@ export class ClusterMap {
   #badDataFileOffset(cluster: number, guest: number): Promise<never> {
     return this.#state.fatal(
       'data-file-offset',
-      `External data file host cluster offset ${hexOf(cluster)} does not match guest cluster offset: ${hex(guest)}`,
+      `External data file host cluster offset ${hexOf(cluster)} does not match guest cluster offset: ${hexOf(guest)}`,
       { offset: cluster },
     );
   }
@@ -255,22 +274,22 @@ export class ClusterMap {
   #compressedWithDataFile(l2Offset: number, guest: number): Promise<never> {
     return this.#state.fatal(
       'data-file-compressed',
-      `Compressed cluster entry found in image with external data file (L2 offset: ${hexOf(l2Offset)}, L2 index: ${hex(this.l2IndexOf(guest))})`,
+      `Compressed cluster entry found in image with external data file (L2 offset: ${hexOf(l2Offset)}, L2 index: ${hexOf(this.l2IndexOf(guest))})`,
     );
   }
 
   #zeroInV2(l2Offset: number, guest: number): Promise<never> {
     return this.#state.fatal(
       'zero-in-v2',
-      `Zero cluster entry found in pre-v3 image (L2 offset: ${hexOf(l2Offset)}, L2 index: ${hex(this.l2IndexOf(guest))})`,
+      `Zero cluster entry found in pre-v3 image (L2 offset: ${hexOf(l2Offset)}, L2 index: ${hexOf(this.l2IndexOf(guest))})`,
     );
   }
 
-  #badSubclusters(l2Offset: number, guest: number, allocated: number, zero: number): Promise<never> {
-    const bitmap = `0x${zero.toString(16).padStart(8, '0')}${allocated.toString(16).padStart(8, '0')}`;
+  #badSubclusters(l2Offset: number, guest: number): Promise<never> {
+    // The two spaces are QEMU's.
     return this.#state.fatal(
       'subcluster-bitmap',
-      `Invalid cluster entry found  (L2 offset: ${hexOf(l2Offset)}, L2 index: ${hex(this.l2IndexOf(guest))}, subcluster bitmap: ${bitmap})`,
+      `Invalid cluster entry found  (L2 offset: ${hexOf(l2Offset)}, L2 index: ${hexOf(this.l2IndexOf(guest))})`,
     );
   }
 

@@ -99,7 +99,8 @@ export class CompressedClusters {
 
   #outOfReach(runs: RunList, first: number, count: number): BlockError {
     let run = runs.at(first);
-    for (let i = 1; i < count && Number.isSafeInteger(run.hostOffset + run.encodedLength); i++) run = runs.at(first + i);
+    for (let i = 1; i < count && Number.isSafeInteger(run.hostOffset + run.encodedLength); i++)
+      run = runs.at(first + i);
     return new BlockError(
       'CORRUPT',
       `qcow2 "${this.#state.name}": the compressed cluster of guest offset ${hex(run.guestOffset)} lies at ${hexOf(run.hostOffset)}, which is no place in a file`,

@@ -83,12 +83,8 @@ async function openDataFile(header: Qcow2Header, context: OpenContext): Promise<
       reason: 'qcow2.data-file-missing',
     });
   }
-  return await context.openReference({
-    role: 'data',
-    name: header.dataFile,
-    format: 'raw',
-    readOnly: context.readOnly,
-  });
+  // The file itself, and not a raw disk in it: the last cluster may end behind it, is read as zeros there, and makes it grow when written.
+  return await context.openReference({ role: 'data', name: header.dataFile, readOnly: context.readOnly });
 }
 
 async function openBacking(header: Qcow2Header, context: OpenContext): Promise<BlockNode | undefined> {

@@ -243,6 +243,8 @@ export function unalignedCluster(offset: number, l2Offset: number, l2Index: numb
   return `Cluster allocation offset ${hexOf(offset)} unaligned (L2 offset: ${hexOf(l2Offset)}, L2 index: ${hexOf(l2Index)})`;
 }
 
+/** As C's `%#x` in QEMU's sentences: zero has no prefix. */
 export function hexOf(value: number): string {
+  if (value === 0) return '0';
   return Number.isFinite(value) ? hex(value) : 'above 2^53';
 }

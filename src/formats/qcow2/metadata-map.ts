@@ -153,7 +153,8 @@ export class MetadataMap {
     for (let at = start; at < end; at += clusterSize) {
       const kind = this.#tables.get(at);
       if (kind === 'active L2 table' && own !== OVERLAP.activeL2 && this.#watches(OVERLAP.activeL2)) return kind;
-      if (kind === 'refcount block' && own !== OVERLAP.refcountBlock && this.#watches(OVERLAP.refcountBlock)) return kind;
+      if (kind === 'refcount block' && own !== OVERLAP.refcountBlock && this.#watches(OVERLAP.refcountBlock))
+        return kind;
       if (kind === 'inactive L2 table') return kind;
     }
     return undefined;

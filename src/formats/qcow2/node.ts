@@ -194,7 +194,8 @@ export class Qcow2Node implements FormatNode {
     await this.#writeTables(true);
     // Compressed bytes may end anywhere; readers that ask for whole sectors must find them.
     const { file, header } = this.#state;
-    if (this.#compressed.stored && file.size % 512 !== 0 && file.supports.truncate) await file.truncate(alignUp(file.size, 512));
+    if (this.#compressed.stored && file.size % 512 !== 0 && file.supports.truncate)
+      await file.truncate(alignUp(file.size, 512));
     for (const cache of Object.values(this.#state.caches) as TableCache[]) await cache.quiesce();
     if (this.#state.lazyRefcounts && (header.incompatible & INCOMPATIBLE.dirty) !== 0n) {
       await this.#state.setIncompatible(header.incompatible & ~INCOMPATIBLE.dirty);

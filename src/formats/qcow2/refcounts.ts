@@ -4,7 +4,7 @@
  *  - a refcount block is on disk before the refcount table points to it, and a new refcount table before the header points to it;
  *  - a new refcount block is counted by itself or by one made just before it. */
 import { isPromise, type MaybePromise } from '../../base/async.ts';
-import { BlockError, hex } from '../../base/errors.ts';
+import { BlockError } from '../../base/errors.ts';
 import { alignDown, divCeil, divFloor } from '../../bytes/align.ts';
 import { setU64 } from '../../bytes/ints.ts';
 import type { Table } from '../../core/table-cache.ts';
@@ -56,7 +56,7 @@ export class Refcounts {
     if (offset % this.#state.geometry.clusterSize === 0) return offset;
     return this.#state.fatal(
       'refcount-block-offset',
-      `Refblock offset ${hexOf(offset)} unaligned (reftable index: ${hex(index)})`,
+      `Refblock offset ${hexOf(offset)} unaligned (reftable index: ${hexOf(index)})`,
     );
   }
 

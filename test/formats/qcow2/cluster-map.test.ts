@@ -100,13 +100,13 @@ async function damaged(where: 'l1' | 'l2', value: bigint, version: 2 | 3 = 3): P
 describe('a damaged table', () => {
   const COPIED = 1n << 63n;
   const cases: readonly (readonly [string, 'l1' | 'l2', bigint, RegExp, (2 | 3)?])[] = [
-    ['an unaligned L2 table', 'l1', COPIED | 0x5200n, /L2 table offset 0x5200 unaligned \(L1 index: 0x0\)/],
+    ['an unaligned L2 table', 'l1', COPIED | 0x5200n, /L2 table offset 0x5200 unaligned \(L1 index: 0\)/],
     ['an L2 table beyond 2^53', 'l1', COPIED | (0xffn << 48n), /L2 table offset above 2\^53 unaligned/],
     [
       'an unaligned cluster',
       'l2',
       COPIED | 0x5200n,
-      /Cluster allocation offset 0x5200 unaligned \(L2 offset: 0x[0-9a-f]+, L2 index: 0x0\)/,
+      /Cluster allocation offset 0x5200 unaligned \(L2 offset: 0x[0-9a-f]+, L2 index: 0\)/,
     ],
     ['a cluster beyond 2^53', 'l2', COPIED | (0xf0n << 48n), /Cluster allocation offset above 2\^53 unaligned/],
     ['a zero flag in version 2', 'l2', 1n, /Zero cluster entry found in pre-v3 image/, 2],
