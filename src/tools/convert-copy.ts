@@ -10,7 +10,7 @@ import { isZero } from '../bytes/zeros.ts';
 import { BufferPool } from '../core/buffer-pool.ts';
 import { Copier, type CopierOptions } from '../core/copier.ts';
 import type { BlockNode } from '../core/node.ts';
-import type { WriteOptions } from '../core/store.ts';
+import type { IoOptions, WriteOptions } from '../core/store.ts';
 import type { Image } from '../image/image.ts';
 import { Planner, type Segment } from './convert-plan.ts';
 import type { SourceDisk } from './convert-source.ts';
@@ -61,6 +61,8 @@ export class DiskCopy {
   readonly #limit: RateLimit | undefined;
   readonly #pacer = new Pacer();
   readonly #writeOptions: WriteOptions;
+  /** The writes of one buffer run together. */
+  readonly #together: boolean;
 
   constructor(source: SourceDisk, settings: CopySettings) {
     const { compressed, target, writeThrough, rateLimit } = settings;
@@ -71,14 +73,19 @@ export class DiskCopy {
     this.#piece = compressed ? unit : Math.max(unit, 2 ** Math.floor(Math.log2(Math.max(settings.sparseSize, 512))));
     this.#planner = new Planner(source, { unit, wholeUnits: compressed, chunk: this.#chunk });
     this.#limit = rateLimit === undefined ? undefined : new RateLimit(rateLimit);
+    const order = orderOf(settings, unit);
+    // Two threads are busy where one of the two runs elsewhere: the writes where many may run at once, else the reads.
+    const writesElsewhere = order !== 'serial';
     this.#writeOptions = {
-      ...(compressed ? { compressed: true } : { thread: 'this' }),
+      ...(compressed ? { compressed: true } : { thread: writesElsewhere ? 'pool' : 'this' }),
       ...(writeThrough ? { fua: true } : {}),
     };
+    this.#together = order === 'started';
+    const readOptions: IoOptions = { thread: writesElsewhere && !compressed ? 'this' : 'pool' };
     this.#copier = new Copier({
       buffers: new BufferPool({ size: this.#chunk, count: settings.parallel, shared: settings.sharedBuffers }),
-      order: orderOf(settings, unit),
-      read: (offset, into) => source.read(offset, into),
+      order,
+      read: (offset, into) => source.read(offset, into, readOptions),
       write: (offset, from) => this.#store(offset, from),
       signal: settings.signal,
     });
@@ -156,12 +163,12 @@ export class DiskCopy {
 
   /** One buffer's worth of data, without its zeros. */
   #store(offset: number, from: Uint8Array): Pending {
-    if (this.#settings.compressed) return this.#storeTogether(offset, from);
+    if (this.#together) return this.#storeTogether(offset, from);
     const pending = this.#storeFrom(offset, from, 0);
     return pending === undefined ? undefined : this.#storeRest(pending, offset, from);
   }
 
-  /** Begins every write now: compressed data is stored in the order in which its writes began, whatever time each of them takes. */
+  /** Begins every write now: what is compressed is stored in the order in which its writes began, whatever time each of them takes. */
   #storeTogether(offset: number, from: Uint8Array): Pending {
     const pendings: Pending[] = [];
     try {
@@ -299,7 +306,9 @@ export class DiskCopy {
 function orderOf(settings: CopySettings, unit: number): CopierOptions['order'] {
   if (settings.outOfOrder) return 'free';
   if (settings.compressed) return 'started';
-  return unit === 1 && settings.target.supports.access === 'random' ? 'started' : 'serial';
+  // A guarded target may refuse the first write: nothing else is to be written by then.
+  const together = unit === 1 && settings.target.supports.access === 'random' && settings.guard === undefined;
+  return together ? 'started' : 'serial';
 }
 
 /** What the target writes best at once: what it marks as zero, or for compression what it compresses. */

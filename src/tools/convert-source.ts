@@ -3,6 +3,7 @@
  *  conversion and names source and offset; with it nothing but unreadable sectors becomes zero. */
 import { type Pending, settleAll } from '../base/async.ts';
 import { BlockError, isBlockError } from '../base/errors.ts';
+import type { IoOptions } from '../core/store.ts';
 import type { Image } from '../image/image.ts';
 import { StatusCursor } from './status-cursor.ts';
 
@@ -26,8 +27,6 @@ export interface SalvageOptions {
   /** Told of every range that became zeros. Bytes of the joint disk. */
   readonly onLoss: (offset: number, length: number, error: unknown) => void;
 }
-
-const IN_POOL = { thread: 'pool' } as const;
 
 export class SourceDisk {
   readonly parts: readonly SourcePart[];
@@ -64,15 +63,15 @@ export class SourceDisk {
   }
 
   /** Fills `into` with the disk's bytes from `offset` on. */
-  read(offset: number, into: Uint8Array): Pending {
+  read(offset: number, into: Uint8Array, options?: IoOptions): Pending {
     const first = this.#indexOf(offset);
     const part = this.#partAt(first);
-    if (offset + into.length <= part.start + part.size) return this.#readPart(part, offset, into);
+    if (offset + into.length <= part.start + part.size) return this.#readPart(part, offset, into, options);
     const pendings: Pending[] = [];
     for (let index = first, at = 0; at < into.length; index++) {
       const { start, size } = this.#partAt(index);
       const length = Math.min(into.length - at, start + size - (offset + at));
-      pendings.push(this.#readPart(this.#partAt(index), offset + at, into.subarray(at, at + length)));
+      pendings.push(this.#readPart(this.#partAt(index), offset + at, into.subarray(at, at + length), options));
       at += length;
     }
     return pendings.every((pending) => pending === undefined) ? undefined : settleAll(pendings);
@@ -113,11 +112,10 @@ export class SourceDisk {
     this.end = part.start + Math.min(part.size, inPart - (inPart % BLIND_STEP) + BLIND_STEP);
   }
 
-  #readPart(part: SourcePart, offset: number, into: Uint8Array): Pending {
+  #readPart(part: SourcePart, offset: number, into: Uint8Array, options?: IoOptions): Pending {
     let pending: Pending;
     try {
-      // Elsewhere, because the writes run in this thread meanwhile.
-      pending = part.image.node.read(offset - part.start, into, IN_POOL);
+      pending = part.image.node.read(offset - part.start, into, options);
     } catch (error) {
       return this.#rescue(part, offset, into, error);
     }

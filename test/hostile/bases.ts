@@ -67,6 +67,6 @@ function sparse(name: string, bytes: Uint8Array): SparseFile {
 /** A fresh copy, in memory. */
 export function copyOf(file: SparseFile): MemoryStore {
   const store = new MemoryStore({ name: file.name, size: file.size, pageSize: PAGE });
-  for (const [at, bytes] of file.pages) store.write(at, bytes);
+  for (const [at, bytes] of file.pages) void store.write(at, bytes);
   return store;
 }

@@ -6,7 +6,16 @@ import { fileURLToPath } from 'node:url';
 import ts from 'typescript';
 
 const ROOT = fileURLToPath(new URL('../..', import.meta.url));
-const PARTS = ['src/base', 'src/bytes', 'src/codec', 'src/core', 'src/formats', 'src/image', 'src/platform', 'src/storage'];
+const PARTS = [
+  'src/base',
+  'src/bytes',
+  'src/codec',
+  'src/core',
+  'src/formats',
+  'src/image',
+  'src/platform',
+  'src/storage',
+];
 const MORE = ['src/tools', 'src/testing/random.ts', 'test/hostile'];
 
 /** @param into an empty directory; gets `src/…` and `test/hostile/…` */

@@ -156,13 +156,7 @@ class Patient implements Outcome {
     }
   }
 
-  async #readPiece(
-    name: string,
-    image: Image,
-    at: number,
-    length: number,
-    into: Pieces | undefined,
-  ): Promise<void> {
+  async #readPiece(name: string, image: Image, at: number, length: number, into: Pieces | undefined): Promise<void> {
     const bytes = await this.#step(name, () => image.read(at, length));
     if (bytes !== undefined && at < KEEP_LIMIT) into?.set(at, bytes);
   }
@@ -195,9 +189,11 @@ class Patient implements Outcome {
     if (!written) this.failures.push(`${operation.kind} at ${operation.at} did not arrive`);
     if (!sound) return;
     const damaged = changedOutside(before, after, operation);
-    if (damaged !== undefined) this.failures.push(`${operation.kind} at ${operation.at} changed the byte at ${damaged}`);
+    if (damaged !== undefined)
+      this.failures.push(`${operation.kind} at ${operation.at} changed the byte at ${damaged}`);
     const again = await this.#check('recheck', store.reopen());
-    const leaks = MAY_LEAK.test(this.#recipe.kind) || this.#recipe.base === 'bitmaps' ? Number.POSITIVE_INFINITY : checked.leaks;
+    const leaks =
+      MAY_LEAK.test(this.#recipe.kind) || this.#recipe.base === 'bitmaps' ? Number.POSITIVE_INFINITY : checked.leaks;
     if (again === undefined || again.corruptions > 0 || again.checkErrors > 0 || again.leaks > leaks) {
       this.failures.push(`${operation.kind} made a sound image fail its check: ${JSON.stringify(again)}`);
     }

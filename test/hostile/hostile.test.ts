@@ -50,6 +50,7 @@ describe('a hostile image', () => {
       return `seed ${SEED}, case ${index}: ${what}\n  recipe ${JSON.stringify(recipe)}`;
     });
     expect(told, `${result.failures.length} failures`).toEqual([]);
+    console.log("PEAK", result.peakBytes / 1048576, result.slowest);
     expect(result.peakBytes).toBeLessThan(PEAK_BYTES);
     expect(result.peakBytes).toBeGreaterThan(0);
   };
@@ -68,7 +69,19 @@ describe('a hostile image', () => {
     expect(hits.reduce((sum, [, count]) => sum + count, 0)).toBe(CASES / 2);
     expect(kinds.length).toBe(62);
     // and the cases are not all refused at the door
-    for (const step of ['open', 'info', 'map', 'read', 'check', 'rw', 'write', 'zero', 'discard', 'compressed', 'repair']) {
+    for (const step of [
+      'open',
+      'info',
+      'map',
+      'read',
+      'check',
+      'rw',
+      'write',
+      'zero',
+      'discard',
+      'compressed',
+      'repair',
+    ]) {
       expect(result.endings.get(`${step}: ok`) ?? 0, step).toBeGreaterThan(CASES / 50);
     }
   });

@@ -17,7 +17,15 @@ create('v2', '3M', 'compat=0.10');
 io('v2', 'write -P 1 0 128k', 'write -P 2 1000k 3k', 'write -P 3 2M 64k', 'write -c -P 4 2560k 64k', 'discard 64k 64k');
 
 create('v3', '5243392', 'cluster_size=4096');
-io('v3', 'write -P 5 0 40k', 'write -P 6 2M 12k', 'write -z 8k 8k', 'write -z -u 20k 4k', 'write -P 7 5M 512', 'write -z 3M 64k');
+io(
+  'v3',
+  'write -P 5 0 40k',
+  'write -P 6 2M 12k',
+  'write -z 8k 8k',
+  'write -z -u 20k 4k',
+  'write -P 7 5M 512',
+  'write -z 3M 64k',
+);
 
 create('tiny', '300k', 'cluster_size=512,refcount_bits=1,lazy_refcounts=on');
 io('tiny', 'write -P 8 0 40k', 'write -P 9 200k 3000', 'discard 10k 2k', 'write -z 1k 1k');
@@ -26,8 +34,17 @@ create('wide', '20M', 'cluster_size=2M,refcount_bits=64');
 io('wide', 'write -P 10 0 5k', 'write -P 11 4M 10k', 'write -c -P 12 8M 2M');
 
 create('extended', '1M', 'cluster_size=16k,extended_l2=on');
-io('extended', 'write -P 13 0 20k', 'write -P 14 33k 2k', 'write -z 4k 3k', 'write -P 15 512k 16k', 'write -z 64k 16k', 'write -z 81k 1k',
-  'write -c -P 16 128k 16k', 'discard 512k 8k');
+io(
+  'extended',
+  'write -P 13 0 20k',
+  'write -P 14 33k 2k',
+  'write -z 4k 3k',
+  'write -P 15 512k 16k',
+  'write -z 64k 16k',
+  'write -z 81k 1k',
+  'write -c -P 16 128k 16k',
+  'discard 512k 8k',
+);
 
 create('zlib', '1M', 'cluster_size=64k,refcount_bits=8');
 io('zlib', ...Array.from({ length: 12 }, (_, i) => `write -c -P ${20 + i} ${i * 64}k 64k`));
@@ -88,8 +105,27 @@ const header = Number(encrypted.readBigUInt64BE(112 + 8));
 encrypted.fill(0, header + 4096, header + Number(encrypted.readBigUInt64BE(112 + 16)));
 writeFileSync(join(scratch, 'luks'), encrypted);
 
-const names = ['v2', 'v3', 'tiny', 'wide', 'extended', 'zlib', 'zstd', 'snapshots', 'snapshots-v2', 'bitmaps', 'backing', 'middle.qcow2',
-  'bottom.raw', 'datafile', 'data.raw', 'datafile-raw', 'flat.raw', 'dirty', 'luks'];
+const names = [
+  'v2',
+  'v3',
+  'tiny',
+  'wide',
+  'extended',
+  'zlib',
+  'zstd',
+  'snapshots',
+  'snapshots-v2',
+  'bitmaps',
+  'backing',
+  'middle.qcow2',
+  'bottom.raw',
+  'datafile',
+  'data.raw',
+  'datafile-raw',
+  'flat.raw',
+  'dirty',
+  'luks',
+];
 for (const name of names) {
   const bytes = readFileSync(join(scratch, name));
   writeFileSync(join(target, `${name}.gz`), gzipSync(bytes, { level: 9 }));

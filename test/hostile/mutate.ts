@@ -93,7 +93,10 @@ export class Mutator {
       case 1:
         return { base, kind: 'truncated', edits: [], truncate: pickLength(random, size, anatomy), exercise };
       case 2: {
-        const append = { length: 1 + below(random, Math.min(3 * anatomy.clusterSize, GARBAGE_LIMIT)), seed: below(random, 0x1_0000_0000) };
+        const append = {
+          length: 1 + below(random, Math.min(3 * anatomy.clusterSize, GARBAGE_LIMIT)),
+          seed: below(random, 0x1_0000_0000),
+        };
         const cut = random() < 0.5 ? { truncate: pickLength(random, size, anatomy) } : {};
         return { base, kind: 'garbage appended', edits: [], ...cut, append, exercise };
       }
@@ -119,12 +122,12 @@ export class Mutator {
 /** The image of a recipe, in memory. */
 export function bake(recipe: Recipe, bases: ReadonlyMap<string, Base>): MemoryStore {
   const store = copyOf(bases.get(recipe.base) as Base);
-  for (const [at, hex] of recipe.edits) store.write(at, Buffer.from(hex, 'hex'));
-  if (recipe.truncate !== undefined) store.truncate(recipe.truncate);
+  for (const [at, hex] of recipe.edits) void store.write(at, Buffer.from(hex, 'hex'));
+  if (recipe.truncate !== undefined) void store.truncate(recipe.truncate);
   if (recipe.append !== undefined) {
     const random = seededRandom(recipe.append.seed);
     const garbage = Uint8Array.from({ length: recipe.append.length }, () => below(random, 256));
-    store.write(store.size, garbage);
+    void store.write(store.size, garbage);
   }
   return store;
 }

@@ -105,7 +105,10 @@ function runChild(
     let index = from;
     let done = false;
     let output = '';
-    const child = fork(join(code, 'test/hostile/child.js'), { stdio: ['ignore', 'ignore', 'pipe', 'ipc'], execArgv: [] });
+    const child = fork(join(code, 'test/hostile/child.js'), {
+      stdio: ['ignore', 'ignore', 'pipe', 'ipc'],
+      execArgv: [],
+    });
     const watch = (): NodeJS.Timeout => setTimeout(() => child.kill('SIGKILL'), SILENCE_MS);
     let timer = watch();
     child.stderr?.on('data', (text: Buffer) => {

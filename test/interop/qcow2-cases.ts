@@ -14,15 +14,7 @@ export const DIMENSIONS = {
   compressionType: ['zlib', 'zstd'],
   preallocation: ['off', 'metadata', 'falloc', 'full'],
   dataFile: ['none', 'plain', 'raw'],
-  backing: [
-    'none',
-    'raw-shorter',
-    'raw-longer',
-    'raw-equal',
-    'qcow2-shorter',
-    'qcow2-longer',
-    'qcow2-equal',
-  ],
+  backing: ['none', 'raw-shorter', 'raw-longer', 'raw-equal', 'qcow2-shorter', 'qcow2-longer', 'qcow2-equal'],
   size: ['odd', 'whole', 'zero', 'sector', 'huge'],
   fill: ['writes', 'zeroes', 'discards', 'compressed', 'converted'],
 } as const;

@@ -145,7 +145,16 @@ describeWithQemu('an image that qemu-io and we write in turn', () => {
     const model = new Model(it);
     const whole = model.windows[0]?.bytes as Buffer;
     const size = String(sizeOf(it));
-    await bench.img('create', '-q', '-f', 'qcow2', '-o', optionString(it, { data: 'data', backing: '' }), 'image', size);
+    await bench.img(
+      'create',
+      '-q',
+      '-f',
+      'qcow2',
+      '-o',
+      optionString(it, { data: 'data', backing: '' }),
+      'image',
+      size,
+    );
     for (let round = 0; round < ROUNDS; round++) {
       // no compressed writes over what is there: QEMU refuses them
       const plain: Case = { ...it, fill: round > 0 && it.fill === 'compressed' ? 'zeroes' : it.fill };
@@ -155,7 +164,8 @@ describeWithQemu('an image that qemu-io and we write in turn', () => {
         if (kind !== 'discard') model.fill(offset, length, kind === 'zero' ? 0 : pattern);
       }
       // what discards left, QEMU knows
-      if (theirs.some(({ kind }) => kind === 'discard')) whole.set(await bench.bytes('image', 'qcow2', 0, whole.length));
+      if (theirs.some(({ kind }) => kind === 'discard'))
+        whole.set(await bench.bytes('image', 'qcow2', 0, whole.length));
       const image = await openImage(bench.path('image'), { format: 'qcow2', references: 'allow', readOnly: false });
       expect(firstDifference(await image.read(0, whole.length), whole), `round ${round}, after QEMU`).toBeUndefined();
       for (const operation of historyOf(it, random, true)) await model.apply(operation, image);

@@ -83,7 +83,10 @@ describeWithQemu('an image with internal snapshots', () => {
     await same(name, bytes);
     for (const [index, snapshot] of ['first', 'the second'].entries()) {
       await here.img('convert', '-l', `snapshot.name=${snapshot}`, '-f', 'qcow2', '-O', 'raw', name, 'snapshot.raw');
-      expect(firstDifference(readFileSync(here.path('snapshot.raw')), taken[index] as Buffer), snapshot).toBeUndefined();
+      expect(
+        firstDifference(readFileSync(here.path('snapshot.raw')), taken[index] as Buffer),
+        snapshot,
+      ).toBeUndefined();
     }
     // QEMU goes back to one and drops it: what we did to the refcounts must fit
     await here.img('snapshot', '-a', 'first', name);
@@ -238,9 +241,11 @@ describeWithQemu('an encrypted image', () => {
     expect(error.message).toContain(`encrypted (${method})`);
     expect(await imageInfo(here.path(method))).toMatchObject({ encrypted: true, virtualSize: MiB });
     const opts = `driver=qcow2,file.filename=${method},encrypt.key-secret=s`;
-    const { filename: _, format: __, ...theirs } = JSON.parse(
-      await here.img('check', ...secret, '--output=json', '--image-opts', opts),
-    ) as Record<string, number>;
+    const {
+      filename: _,
+      format: __,
+      ...theirs
+    } = JSON.parse(await here.img('check', ...secret, '--output=json', '--image-opts', opts)) as Record<string, number>;
     const { result } = await checkImage(here.path(method), { format: 'qcow2' });
     expect(countersOf(result)).toEqual(theirs);
     expect(faultsOf(theirs)).toEqual(NONE);

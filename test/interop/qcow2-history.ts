@@ -120,7 +120,10 @@ export class Model {
         for (let i = 0; i < bytes.length; i++) {
           const inside = start + i >= offset && start + i < offset + length;
           if (now[i] !== bytes[i] && !(inside && now[i] === 0)) {
-            throw new BlockError('CORRUPT', `a discard of ${length} bytes at ${offset} changed the byte at ${start + i}`);
+            throw new BlockError(
+              'CORRUPT',
+              `a discard of ${length} bytes at ${offset} changed the byte at ${start + i}`,
+            );
           }
         }
         bytes.set(now);
@@ -130,7 +133,9 @@ export class Model {
 }
 
 /** What the backing file holds: half of each window, as far as it reaches. */
-export function baseContent(it: Case): { readonly offset: number; readonly length: number; readonly pattern: number }[] {
+export function baseContent(
+  it: Case,
+): { readonly offset: number; readonly length: number; readonly pattern: number }[] {
   const size = backingSizeOf(it);
   return windowsOf(it).flatMap(([start, end], index) => {
     const pieces = [

@@ -58,7 +58,13 @@ export class Workbench {
     // the window is cut out in sectors
     const from = start - (start % 512);
     const size = Math.ceil((start + length - from) / 512) * 512;
-    await this.img('convert', '-O', 'raw', `json:${JSON.stringify({ driver: 'raw', offset: from, size, file })}`, 'window.raw');
+    await this.img(
+      'convert',
+      '-O',
+      'raw',
+      `json:${JSON.stringify({ driver: 'raw', offset: from, size, file })}`,
+      'window.raw',
+    );
     return readFileSync(this.path('window.raw')).subarray(start - from, start - from + length);
   }
 
@@ -86,7 +92,15 @@ export class Workbench {
 export async function mapOf(image: Image): Promise<MapEntry[]> {
   const entries: MapEntry[] = [];
   for await (const { start, length, depth, present, zero, data, hostOffset } of image.extents()) {
-    entries.push({ start, length, depth, present, zero, data, ...(hostOffset === undefined ? {} : { offset: hostOffset }) });
+    entries.push({
+      start,
+      length,
+      depth,
+      present,
+      zero,
+      data,
+      ...(hostOffset === undefined ? {} : { offset: hostOffset }),
+    });
   }
   // of an empty disk there is one row, too
   const nothing = { start: 0, length: 0, depth: 0, present: false, zero: false, data: false };

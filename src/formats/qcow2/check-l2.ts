@@ -301,7 +301,8 @@ class L2Scan {
     if (this.#active) {
       const { allocation } = this.#run;
       allocation.allocated++;
-      if (this.#contiguous !== 0 && offset !== this.#contiguous) allocation.fragmented++;
+      // offsets that no number holds follow nothing
+      if (this.#contiguous !== 0 && (offset !== this.#contiguous || !Number.isFinite(offset))) allocation.fragmented++;
       this.#contiguous = offset + clusterSize;
     }
     if (!this.#dataFile) this.#references.add(offset, clusterSize, offsetText(offset, offsetHigh, offsetLow));
