@@ -1,5 +1,7 @@
 /** The isomorphic face: everything that needs no particular runtime. Formats and protocols are passed in by the caller; the Node face
  *  has them preset. Nothing here does anything when it is imported. */
+
+export type { MaybePromise, Pending } from './base/async.ts';
 export { BlockError, type BlockErrorOptions, type ErrorCode, type ErrorDetails, isBlockError } from './base/errors.ts';
 export type { JobOptions, Progress } from './base/job.ts';
 export {
@@ -21,7 +23,8 @@ export {
 export { formatSize, GiB, KiB, MiB, parseSize, TiB } from './base/sizes.ts';
 export type { Codecs } from './codec/codecs.ts';
 export { type CodecsOptions, createCodecs } from './codec/create.ts';
-export { type Extent, ExtentList } from './core/extent.ts';
+export { EXTENT, type Extent, ExtentList } from './core/extent.ts';
+export { FlushGate } from './core/flush-gate.ts';
 export {
   type CheckFinding,
   type CheckFix,
@@ -41,6 +44,8 @@ export {
   type SnapshotInfo,
   type WritePlan,
 } from './core/format.ts';
+export { DeferredFrees, type Drop, type Durability } from './core/in-flight.ts';
+export { MappedNode, type MappedNodeOptions, mappedNode } from './core/mapped-node.ts';
 export { type BlockNode, backingChain, type Child, type ChildRole } from './core/node.ts';
 export type { CreateFileOptions, FileStatus, OpenFileOptions, ProtocolDriver } from './core/protocol.ts';
 export { type Run, type RunKind, RunList } from './core/run.ts';
@@ -57,6 +62,7 @@ export {
   type WriteOptions,
   type ZeroOptions,
 } from './core/store.ts';
+export { CacheBudget, type Table, TableCache, type TableCacheOptions, type TableLease } from './core/table-cache.ts';
 export {
   type BackingChoice,
   type CreateImageOptions,

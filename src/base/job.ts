@@ -56,10 +56,15 @@ export class Pacer {
     return performance.now() - this.#since >= this.#budgetMs;
   }
 
+  /** Counts from now again. */
+  restart(): void {
+    this.#since = performance.now();
+  }
+
   /** Yields one macrotask and checks the signal. */
   async pause(signal?: AbortSignal): Promise<void> {
     await yieldMacrotask();
     throwIfAborted(signal);
-    this.#since = performance.now();
+    this.restart();
   }
 }

@@ -8,6 +8,7 @@
  *  - orders point one way only: table → what it refers to. The opposite order throws INTERNAL instead of deadlocking. */
 import { isPromise, type MaybePromise, type Pending } from '../base/async.ts';
 import { assert, BlockError, hex } from '../base/errors.ts';
+import { Pacer } from '../base/job.ts';
 import { alignDown } from '../bytes/align.ts';
 import type { FlushGate } from './flush-gate.ts';
 import type { Durability } from './in-flight.ts';
@@ -68,6 +69,9 @@ export interface TableCacheOptions {
   validate?(table: Table): void;
   /** Overlap check. */
   beforeWrite?(offset: number, length: number): Pending;
+  /** Clean tables that nobody has asked for in this time are dropped, milliseconds; 0 or not given: never. Looked at when a table is
+   *  loaded: there is no timer. */
+  readonly cleanEveryMs?: number;
   readonly loadEvent?: BlockEvent;
   readonly writeEvent?: BlockEvent;
   readonly rules?: SafetyRules;
@@ -135,6 +139,7 @@ export class TableCache implements Durability {
   /** Caches and stores that changes are ordered after, and the mark that applies to changes made from now on. */
   readonly #afterCaches: { readonly cache: TableCache; mark: number }[] = [];
   readonly #afterGates: { readonly gate: FlushGate; mark: number }[] = [];
+  readonly #cleaning: Pacer | undefined;
   #hand: IterableIterator<Slot> | undefined;
   #generation = 0;
   #writtenGeneration = 0;
@@ -151,6 +156,8 @@ export class TableCache implements Durability {
     this.tableSize = options.tableSize;
     this.#options = options;
     this.#rules = options.rules ?? ALL_RULES;
+    const { cleanEveryMs = 0 } = options;
+    this.#cleaning = cleanEveryMs > 0 ? new Pacer(cleanEveryMs) : undefined;
   }
 
   /** Rises with every change. */
@@ -413,6 +420,7 @@ export class TableCache implements Durability {
     assert(alignDown(offset, this.tableSize) === offset, `${this.name}: ${hex(offset)} is no table offset`);
     const running = this.#loading.get(offset);
     if (running?.promise !== undefined && this.#rules.singleFlight) return running.promise;
+    if (this.#cleaning?.due === true) this.#dropUnused(this.#cleaning);
     if (!this.#evictFor()) this.#startBackgroundWriteBack();
     const slot = this.#take(offset);
     const loading: Loading = { cancelled: false, promise: undefined };
@@ -486,6 +494,18 @@ export class TableCache implements Durability {
   #giveBack(slot: Slot): void {
     this.#options.budget.used -= this.tableSize;
     slot.dirtyEnd = 0;
+  }
+
+  #dropUnused(cleaning: Pacer): void {
+    cleaning.restart();
+    for (const slot of this.#slots.values()) {
+      if (slot.recent || slot.pins > 0 || slot.dirtyEnd > 0) slot.recent = false;
+      else {
+        this.#slots.delete(slot.offset);
+        this.#giveBack(slot);
+        this.#evictions++;
+      }
+    }
   }
 
   get #overBudget(): boolean {

@@ -170,8 +170,9 @@ async function longRequests({ store, size, align, random, options }: Bench): Pro
   }
   await store.writeZeroes(2 * align, length - 2 * align);
   ensureZero(await readBytes(store, 2 * align, length - 2 * align), 2 * align);
-  const last = await readBytes(store, length, align);
-  ensureSame(last, data.subarray(length - 2 * align, length - align), length);
+  // What lies behind the zeros is the last of whichever write came last.
+  const end = store.writev === undefined ? length : length - align;
+  ensureSame(await readBytes(store, length, align), data.subarray(end - align, end), length);
 }
 
 async function farOffsets({ store, options, random, align, model }: Bench): Promise<void> {

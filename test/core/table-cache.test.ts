@@ -1,4 +1,4 @@
-import { describe, expect, it } from 'vitest';
+import { describe, expect, it, vi } from 'vitest';
 import { isPromise } from '../../src/base/async.ts';
 import { FlushGate } from '../../src/core/flush-gate.ts';
 import { ALL_RULES } from '../../src/core/safety.ts';
@@ -675,5 +675,27 @@ describe('new and forgotten tables', () => {
     store.log = [];
     await cache.writeBack();
     expect(store.log).toEqual(['write 0+1']);
+  });
+});
+
+describe('a table cache with a cleaning interval', () => {
+  it('drops clean tables that nobody asked for in that time, and keeps changed and used ones', async () => {
+    const clock = vi.spyOn(performance, 'now').mockReturnValue(0);
+    try {
+      const { cache } = rig({ cleanEveryMs: 1000 });
+      for (const table of [0, 1, 2]) await cache.load(table * SIZE);
+      await change(cache, 1, 0, 99);
+      clock.mockReturnValue(1500);
+      await cache.load(3 * SIZE);
+      expect([0, 1, 2, 3].map((table) => cache.peek(table * SIZE) !== undefined)).toEqual([true, true, true, true]);
+      clock.mockReturnValue(2600);
+      await cache.load(4 * SIZE);
+      cache.peek(2 * SIZE);
+      clock.mockReturnValue(3700);
+      await cache.load(5 * SIZE);
+      expect([0, 1, 2].map((table) => cache.peek(table * SIZE) !== undefined)).toEqual([false, true, true]);
+    } finally {
+      clock.mockRestore();
+    }
   });
 });

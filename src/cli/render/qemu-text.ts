@@ -61,7 +61,6 @@ const TEXTS: Readonly<Record<string, TextRule>> = {
   'check.unsupported': 'This image format does not support checks',
   'measure.unsupported': ({ format }) => `Block driver '${format}' does not support size measurement`,
   'convert.compress-unsupported': 'Compression not supported for this file format',
-  'convert.compress-preallocation': 'Compression and preallocation not supported at the same time',
   'convert.target-small': 'output file is smaller than input file',
   'convert.zero-needs-existing': '--target-is-zero requires use of -n flag',
   'store.read-only': 'Block node is read-only',

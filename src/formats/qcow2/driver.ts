@@ -69,6 +69,7 @@ function tableMemory(options: Qcow2OpenOptions, settings: RuntimeSettings): Tabl
   const given = cacheSize ?? l2CacheSize ?? refcountCacheSize;
   return {
     lazyRefcounts: settings.lazyRefcounts,
+    cleanSeconds: settings.cacheCleanIntervalSeconds,
     ...(given === undefined
       ? {}
       : { l2: new CacheBudget(settings.l2CacheSize), refcounts: new CacheBudget(settings.refcountCacheSize) }),

@@ -33,6 +33,8 @@ export interface TableMemory {
   readonly l2?: CacheBudget;
   readonly refcounts?: CacheBudget;
   readonly l2SliceBytes?: number;
+  /** `cache-clean-interval`; 0: never. */
+  readonly cleanSeconds?: number;
 }
 
 export class Qcow2State {
@@ -105,6 +107,7 @@ export class Qcow2State {
         name: 'L2 tables',
         tableSize: this.l2SliceBytes,
         budget: this.#memory.l2 ?? this.#context.cache,
+        cleanEveryMs: 1000 * (this.#memory.cleanSeconds ?? 0),
         loadEvent: 'l2_load',
         writeEvent: 'l2_update',
       }),
@@ -125,6 +128,7 @@ export class Qcow2State {
         name: 'refcount blocks',
         tableSize: slice,
         budget: this.#memory.refcounts ?? this.#context.cache,
+        cleanEveryMs: 1000 * (this.#memory.cleanSeconds ?? 0),
         loadEvent: 'refblock_load',
         writeEvent: 'refblock_update',
       }),
