@@ -53,7 +53,7 @@ export class CompressedClusters {
       into.set(this.#cached.subarray(skip, skip + run.length));
       return undefined;
     }
-    const span = new EncodedSpan(runs, first, count);
+    const span = new EncodedSpan(runs, first, count, this.#state.file.size);
     if (!Number.isSafeInteger(span.end)) throw this.#outOfReach(runs, first, count);
     const reading = span.read(this.#state.file);
     if (reading === undefined) return this.#decodeRead(runs, first, count, into, span);
@@ -269,6 +269,8 @@ async function settleBoth(compressing: Promise<CompressedUnits>, before: Promise
   return result.value;
 }
 
+/** Zeros after the end of the file that belong to encoded bytes: the last byte of a stream may be one. */
+const PAST_END = 512;
 /** Spans larger than this times what they hold are read piece by piece. */
 const SPARSE_FACTOR = 4;
 
@@ -282,7 +284,8 @@ class EncodedSpan {
   readonly #hosts: Float64Array;
   readonly #contiguousFrom: number;
 
-  constructor(runs: RunList, first: number, count: number) {
+  /** @param fileSize bytes; what a descriptor claims behind it is zeros, of which no decoder can make anything */
+  constructor(runs: RunList, first: number, count: number, fileSize: number) {
     this.starts = new Int32Array(count);
     this.lengths = new Int32Array(count);
     this.#hosts = new Float64Array(count);
@@ -291,11 +294,12 @@ class EncodedSpan {
     let sum = 0;
     for (let i = 0; i < count; i++) {
       const run = runs.at(first + i);
+      const length = Math.min(run.encodedLength, Math.max(0, fileSize - run.hostOffset) + PAST_END);
       this.#hosts[i] = run.hostOffset;
-      this.lengths[i] = run.encodedLength;
+      this.lengths[i] = length;
       low = Math.min(low, run.hostOffset);
-      high = Math.max(high, run.hostOffset + run.encodedLength);
-      sum += run.encodedLength;
+      high = Math.max(high, run.hostOffset + length);
+      sum += length;
     }
     this.end = high;
     const together = high - low <= SPARSE_FACTOR * sum;
