@@ -90,7 +90,7 @@ export function ensureDependencies() {
 /** Whether dist/ is younger than every source. */
 export function isBuilt() {
   const stamp = statSync(join(ROOT, 'dist/.tsbuildinfo'), { throwIfNoEntry: false });
-  const program = statSync(join(ROOT, 'dist/program/main.js'), { throwIfNoEntry: false });
+  const program = statSync(join(ROOT, 'dist/program/main.cjs'), { throwIfNoEntry: false });
   if (stamp === undefined || program === undefined || !existsSync(join(ROOT, 'dist/node.js'))) return false;
   const inputs = [...sources('src'), 'package-lock.json', 'tsconfig.json', 'tsconfig.build.json', 'scripts/bundle.mjs'];
   return Math.max(...inputs.map(modified)) < Math.min(stamp.mtimeMs, program.mtimeMs);

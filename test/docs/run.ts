@@ -12,7 +12,7 @@ import ts from 'typescript';
 export const ROOT = fileURLToPath(new URL('../..', import.meta.url)).replace(/[\\/]$/, '');
 
 export function requireBuild(): void {
-  if (existsSync(join(ROOT, 'dist/node.js')) && existsSync(join(ROOT, 'dist/program/main.js'))) return;
+  if (existsSync(join(ROOT, 'dist/node.js')) && existsSync(join(ROOT, 'dist/program/main.cjs'))) return;
   throw new Error('the documentation is run against the built package, which is not there; run: npm run build');
 }
 

@@ -48,7 +48,7 @@ export function hasQemuImg(): boolean {
 
 /** The compiled program must be that of the sources at hand; its bundle is written anew by every build. */
 export function requireBuild(): void {
-  const built = join(ROOT, 'dist/program/main.js');
+  const built = join(ROOT, 'dist/program/main.cjs');
   if (!existsSync(built)) throw new Error('the program is not built; run: npm run build');
   const newest = Math.max(
     ...readdirSync(join(ROOT, 'src'), { recursive: true, encoding: 'utf8' })
