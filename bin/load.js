@@ -4,7 +4,7 @@
 const { readFileSync } = require('node:fs');
 const { createRequire } = require('node:module');
 const { dirname, join } = require('node:path');
-const { constants, Script } = require('node:vm');
+const { Script } = require('node:vm');
 
 const PROGRAM = join(__dirname, '../dist/program/main.cjs');
 const COMPILED = `${PROGRAM}.compiled`;
@@ -17,11 +17,7 @@ function load() {
     // A build in progress, or a package whose files were picked: only the time is lost.
   }
   const source = `(function (exports, require, module, __filename, __dirname) {${readFileSync(PROGRAM, 'utf8')}\n})`;
-  const script = new Script(source, {
-    filename: PROGRAM,
-    cachedData,
-    importModuleDynamically: constants.USE_MAIN_CONTEXT_DEFAULT_LOADER,
-  });
+  const script = new Script(source, { filename: PROGRAM, cachedData });
   const module = { exports: {} };
   script.runInThisContext()(module.exports, createRequire(PROGRAM), module, PROGRAM, dirname(PROGRAM));
   return { program: module.exports, script };

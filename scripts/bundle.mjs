@@ -25,6 +25,8 @@ await build({
   entryPoints: { main: at('dist/cli/main.js') },
   outExtension: { '.js': '.cjs' },
   format: 'cjs',
+  // Code that V8 is handed compiled has no way to import: what is loaded later is required.
+  supported: { 'dynamic-import': false },
   define: { 'import.meta.url': '__moduleUrl' },
   banner: { js: "const __moduleUrl = require('node:url').pathToFileURL(__filename).href;" },
 });

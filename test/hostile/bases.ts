@@ -38,7 +38,8 @@ export interface SparseFile {
 }
 
 export interface Base extends SparseFile {
-  readonly bytes: Uint8Array;
+  /** All of it; made anew each time, because some are large and memory is measured. */
+  bytes(): Uint8Array;
   /** By the name that the image has for them. */
   readonly companions: ReadonlyMap<string, SparseFile>;
 }
@@ -48,9 +49,8 @@ export function loadBases(directory: string): ReadonlyMap<string, Base> {
   const read = (name: string): Uint8Array => gunzipSync(readFileSync(join(directory, `${name}.gz`)));
   const bases = new Map<string, Base>();
   for (const [name, companions] of Object.entries(NAMES)) {
-    const bytes = read(name);
     const files = companions.map((companion) => [companion, sparse(companion, read(companion))] as const);
-    bases.set(name, { ...sparse(name, bytes), bytes, companions: new Map(files) });
+    bases.set(name, { ...sparse(name, read(name)), bytes: () => read(name), companions: new Map(files) });
   }
   return bases;
 }
@@ -59,9 +59,15 @@ function sparse(name: string, bytes: Uint8Array): SparseFile {
   const pages: [number, Uint8Array][] = [];
   for (let at = 0; at < bytes.length; at += PAGE) {
     const page = bytes.subarray(at, Math.min(at + PAGE, bytes.length));
-    if (!isZero(page)) pages.push([at, page]);
+    if (!isZero(page)) pages.push([at, page.slice()]);
   }
   return { name, size: bytes.length, pages };
+}
+
+/** One byte of it. */
+export function byteOf(file: SparseFile, at: number): number {
+  const page = file.pages.find(([offset, bytes]) => at >= offset && at < offset + bytes.length);
+  return page === undefined ? 0 : (page[1][at - page[0]] as number);
 }
 
 /** A fresh copy, in memory. */

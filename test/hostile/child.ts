@@ -29,6 +29,9 @@ export type Report =
     }
   | { readonly type: 'done'; readonly peakBytes: number };
 
+/** Bytes. */
+const COLLECT_ABOVE = 56 * 1024 * 1024;
+
 const strays: string[] = [];
 const note = (error: unknown): void => {
   strays.push(`unhandled: ${error instanceof Error ? error.stack : String(error)}`);
@@ -46,6 +49,9 @@ async function serve({ directory, seed, from, to, recipes }: Order): Promise<voi
   const codecs = createCodecs({ workers: 0 });
   for (let index = from; index < to; index++) {
     tell({ type: 'begin', index });
+    // what counts is the memory that cases need, and not how many of them the collector lets pass
+    const { heapUsed, arrayBuffers } = process.memoryUsage();
+    if (heapUsed + arrayBuffers > COLLECT_ABOVE) globalThis.gc?.();
     const recipe = recipes?.[index] ?? mutator.recipe(index);
     const start = process.cpuUsage();
     const { steps, failures } = await exercise(recipe, bases, codecs);

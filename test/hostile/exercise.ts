@@ -63,7 +63,8 @@ class Patient implements Outcome {
     this.#bases = bases;
     this.#codecs = codecs;
     this.#random = seededRandom(recipe.exercise);
-    this.#policy = this.#random() < 0.8 ? 'allow' : 'layer-only';
+    const draw = this.#random();
+    this.#policy = draw < 0.8 ? 'allow' : draw < 0.95 ? 'layer-only' : 'deny';
     this.#protocol = companions(bases.get(recipe.base) as Base);
   }
 

@@ -10,6 +10,8 @@ export interface Field {
   readonly at: number;
   readonly bytes: 1 | 2 | 4 | 8;
   readonly role: Role;
+  /** Its value. */
+  readonly old: bigint;
 }
 
 export interface Anatomy {
@@ -74,7 +76,10 @@ class Dissection {
     return offset;
   }
   #add(kind: string, at: number, bytes: Field['bytes'], role: Role): void {
-    if (at + bytes <= this.#view.byteLength) this.#fields.push({ kind, at, bytes, role });
+    if (at + bytes > this.#view.byteLength) return;
+    let old = 0n;
+    for (let i = 0; i < bytes; i++) old = old * 256n + BigInt(this.#view.getUint8(at + i));
+    this.#fields.push({ kind, at, bytes, role, old });
   }
 
   #header(): void {

@@ -50,7 +50,6 @@ describe('a hostile image', () => {
       return `seed ${SEED}, case ${index}: ${what}\n  recipe ${JSON.stringify(recipe)}`;
     });
     expect(told, `${result.failures.length} failures`).toEqual([]);
-    console.log('PEAK', result.peakBytes / 1048576, result.slowest);
     expect(result.peakBytes).toBeLessThan(PEAK_BYTES);
     expect(result.peakBytes).toBeGreaterThan(0);
   };

@@ -3,7 +3,7 @@
  *  append garbage, or set several fields. */
 import type { MemoryStore } from '../../src/storage/memory.ts';
 import { below, seededRandom } from '../../src/testing/random.ts';
-import { type Base, copyOf } from './bases.ts';
+import { type Base, byteOf, copyOf, type SparseFile } from './bases.ts';
 import { type Anatomy, anatomyOf, type Field } from './fields.ts';
 
 /** Bytes; making them takes time. */
@@ -36,8 +36,8 @@ export class Mutator {
     this.#bases = bases;
     this.#names = [...bases.keys()];
     this.#seed = seed;
-    for (const [name, { bytes }] of bases) {
-      const anatomy = anatomyOf(bytes);
+    for (const [name, base] of bases) {
+      const anatomy = anatomyOf(base.bytes());
       this.#anatomies.set(name, anatomy);
       const fields = new Map<string, Field[]>();
       for (const field of anatomy.fields) fields.set(field.kind, [...(fields.get(field.kind) ?? []), field]);
@@ -67,11 +67,9 @@ export class Mutator {
   }
 
   #set(base: string, field: Field, random: () => number): readonly [number, string] {
-    const { bytes } = this.#bases.get(base) as Base;
-    let old = 0n;
-    for (let i = 0; i < field.bytes; i++) old = old * 256n + BigInt(bytes[field.at + i] as number);
+    const { old } = field;
     const width = BigInt(field.bytes * 8);
-    const values = boundaries(field, old, width, this.#anatomies.get(base) as Anatomy);
+    const values = boundaries(field, width, this.#anatomies.get(base) as Anatomy);
     for (;;) {
       const value = BigInt.asUintN(Number(width), pick(random, values));
       // one value in a few is the old one: no damage, no case
@@ -81,7 +79,8 @@ export class Mutator {
 
   #random(turn: number, random: () => number): Recipe {
     const base = this.#names[turn % this.#names.length] as string;
-    const { size, bytes, pages } = this.#bases.get(base) as Base;
+    const file = this.#bases.get(base) as Base;
+    const { size, pages } = file;
     const anatomy = this.#anatomies.get(base) as Anatomy;
     const exercise = below(random, 0x1_0000_0000);
     switch (below(random, 5)) {
@@ -104,14 +103,14 @@ export class Mutator {
         // where the header and the tables are dense, flips hurt most
         const edits = Array.from({ length: 1 + below(random, 8) }, () => {
           const at = random() < 0.3 ? 4 + below(random, 600) : pick(random, anatomy.fields).at;
-          return flip(bytes, Math.min(at, size - 1), random);
+          return flip(file, Math.min(at, size - 1), random);
         });
         return { base, kind: 'metadata flipped', edits, exercise };
       }
       default: {
         const edits = Array.from({ length: 1 + below(random, 30) }, () => {
           const [at, page] = pick(random, pages);
-          return flip(bytes, Math.max(4, at + below(random, page.length)), random);
+          return flip(file, Math.max(4, at + below(random, page.length)), random);
         });
         return { base, kind: 'bytes flipped', edits, exercise };
       }
@@ -133,7 +132,8 @@ export function bake(recipe: Recipe, bases: ReadonlyMap<string, Base>): MemorySt
 }
 
 /** What a number of that kind is set to: the ends of every range that somebody may check, or forget to. */
-function boundaries(field: Field, old: bigint, width: bigint, anatomy: Anatomy): bigint[] {
+function boundaries(field: Field, width: bigint, anatomy: Anatomy): bigint[] {
+  const { old } = field;
   const max = (1n << width) - 1n;
   const half = 1n << (width - 1n);
   const values = [0n, 1n, 2n, 3n, 5n, 9n, 22n, 64n, max, max - 1n, half, half - 1n, half + 1n];
@@ -160,8 +160,8 @@ function boundaries(field: Field, old: bigint, width: bigint, anatomy: Anatomy):
   return values;
 }
 
-function flip(bytes: Uint8Array, at: number, random: () => number): readonly [number, string] {
-  const value = random() < 0.5 ? below(random, 256) : (bytes[at] as number) ^ (1 << below(random, 8));
+function flip(file: SparseFile, at: number, random: () => number): readonly [number, string] {
+  const value = random() < 0.5 ? below(random, 256) : byteOf(file, at) ^ (1 << below(random, 8));
   return [at, value.toString(16).padStart(2, '0')];
 }
 

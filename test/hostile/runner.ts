@@ -7,7 +7,7 @@ import type { Recipe } from './mutate.ts';
 
 /** Wall clock: only for cases that never end. */
 const SILENCE_MS = 60_000;
-const CASES_PER_CHILD = 500;
+const CASES_PER_CHILD = 250;
 
 export interface CaseFailure {
   readonly index: number;
@@ -107,7 +107,7 @@ function runChild(
     let output = '';
     const child = fork(join(code, 'test/hostile/child.js'), {
       stdio: ['ignore', 'ignore', 'pipe', 'ipc'],
-      execArgv: [],
+      execArgv: ['--expose-gc'],
     });
     const watch = (): NodeJS.Timeout => setTimeout(() => child.kill('SIGKILL'), SILENCE_MS);
     let timer = watch();

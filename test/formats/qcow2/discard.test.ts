@@ -1,6 +1,16 @@
 import { describe, expect, it } from 'vitest';
 import { MemoryStore } from '../../../src/storage/memory.ts';
-import { closeAndCheck, newDisk, pattern, readAll, runsOf } from '../../support/qcow2-parts.ts';
+import {
+  closeAndCheck,
+  l2Tables,
+  newDisk,
+  openDisk,
+  pattern,
+  peek,
+  poke,
+  readAll,
+  runsOf,
+} from '../../support/qcow2-parts.ts';
 
 const KiB = 1024;
 const SIZE = 32 * KiB;
@@ -82,6 +92,18 @@ describe('write zeroes', () => {
     const { node } = await newDisk({ size: SIZE, clusterSize: 4096 });
     await node.writeZeroes(100, 200);
     expect(kinds(await runsOf(node))).toEqual(['unallocated 32768']);
+  });
+
+  it('over a cluster whose entry is damaged forgets the entry, and reads as zero afterwards', async () => {
+    const disk = await newDisk({ size: SIZE, clusterSize: 4096 });
+    await disk.node.write(0, pattern(8192));
+    const { file } = await closeAndCheck(disk);
+    const [l2] = await l2Tables(file);
+    await poke(file, l2 as number, (await peek(file, l2 as number)) + 512n);
+    const { node } = await openDisk(file);
+    await node.writeZeroes(0, 4096);
+    expect(await readAll(node, 0, 4096)).toEqual(new Uint8Array(4096));
+    expect((await runsOf(node))[0]).toBe('zero 4096');
   });
 });
 

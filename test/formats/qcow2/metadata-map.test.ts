@@ -6,6 +6,7 @@ import {
   newDisk,
   openDisk,
   pattern,
+  peek,
   poke,
   readAll,
 } from '../../support/qcow2-parts.ts';
@@ -78,4 +79,58 @@ describe('an allocation', () => {
     const readOnly = await openDisk(file.reopen(), { readOnly: true });
     expect(await readAll(readOnly.node, 0, 4096)).toEqual(pattern(4096));
   });
+
+  it('never takes cluster 0, whatever is watched', async () => {
+    const disk = await newDisk({ size: 64 * KiB, clusterSize: 4096 });
+    const { file } = await closeAndCheck(disk);
+    await poke(file, (await headerOf(file)).refcountTableOffset, 0n);
+    const { node } = await openDisk(file, { options: { overlapCheck: 'none' } });
+    await expect(node.write(0, pattern(100))).rejects.toMatchObject({ reason: 'qcow2.allocation-zero' });
+    await node.close();
+    expect((await headerOf(file.reopen())).virtualSize).toBe(64 * KiB);
+  });
+
+  it('puts no new refcount block over metadata', async () => {
+    const disk = await newDisk({ size: 64 * KiB, clusterSize: 4096 });
+    await disk.node.write(0, pattern(4096));
+    const { file } = await closeAndCheck(disk);
+    const before = file.bytes();
+    await poke(file, (await headerOf(file)).refcountTableOffset, 0n);
+    const { node } = await openDisk(file);
+    await expect(node.write(8192, pattern(100))).rejects.toMatchObject({ reason: 'qcow2.overlap' });
+    await node.close();
+    expect(file.reopen().bytes().slice(0, 72)).toEqual(before.slice(0, 72));
+  });
+});
+
+describe('a table that is written back', () => {
+  it.each(['refcount table', 'refcount block'] as const)(
+    'is not put over the %s, where a damaged L1 table leads it',
+    async (kind) => {
+      const disk = await newDisk({ size: 64 * KiB, clusterSize: 4096 });
+      await disk.node.write(0, pattern(4096));
+      const { file } = await closeAndCheck(disk);
+      const { l1Offset, refcountTableOffset } = await headerOf(file);
+      const target = kind === 'refcount table' ? refcountTableOffset : Number(await peek(file, refcountTableOffset));
+      await poke(file, l1Offset, COPIED | BigInt(target));
+      const before = file.bytes().slice(target, target + 4096);
+      const { node, events } = await openDisk(file);
+      const zeroed = async (): Promise<void> => {
+        await node.writeZeroes(32 * KiB, 4096);
+        await node.flush();
+      };
+      await expect(zeroed()).rejects.toMatchObject({
+        reason: 'qcow2.overlap',
+        message: expect.stringContaining(`overlaps with ${kind}`),
+      });
+      expect(events.at(-1)).toMatchObject({ type: 'corrupted', fatal: true });
+      await node.close();
+      expect(
+        file
+          .reopen()
+          .bytes()
+          .slice(target, target + 4096),
+      ).toEqual(before);
+    },
+  );
 });

@@ -3,6 +3,7 @@ import { MemoryStore } from '../../../src/storage/memory.ts';
 import { RecordingStore } from '../../../src/testing/recording-store.ts';
 import { closeAndCheck, extentsOf, newDisk, openDisk, pattern, readAll } from '../../support/qcow2-parts.ts';
 import { createQcow2Bytes, openQcow2 } from '../../support/qcow2-under-test.ts';
+import { createInMemory } from './support.ts';
 
 const KiB = 1024;
 
@@ -135,5 +136,18 @@ describe('a qcow2 disk', () => {
       reason: 'qcow2.data-file-compressed-write',
     });
     expect(await closeAndCheck(disk)).toMatchObject({ lines: [], leaks: 0 });
+  });
+
+  it('writes and reads the last cluster of a data file that ends within it', async () => {
+    const { file, data } = await createInMemory(9 * 512, { clusterSize: 4096, dataFile: 'data' });
+    const dataFile = data as MemoryStore;
+    expect(dataFile.size).toBe(9 * 512);
+    const { node } = await openDisk(file, { dataFile });
+    await node.write(4096, pattern(100));
+    await node.write(0, pattern(10, 2));
+    const wanted = new Uint8Array(9 * 512);
+    wanted.set(pattern(10, 2));
+    wanted.set(pattern(100), 4096);
+    expect(await readAll(node)).toEqual(wanted);
   });
 });
