@@ -7,7 +7,7 @@ import type { Recipe } from './mutate.ts';
 
 /** Wall clock: only for cases that never end. */
 const SILENCE_MS = 60_000;
-const CASES_PER_CHILD = 250;
+const CASES_PER_CHILD = 125;
 
 export interface CaseFailure {
   readonly index: number;

@@ -40,7 +40,7 @@ export async function checkCopied(
     run.advance((upTo - reached) * geometry.l2Coverage);
     reached = upTo;
   };
-  for (let index = 0; index < header.l1Size; index++) {
+  for (let index = 0; index * TABLE_ENTRY_BYTES < table.byteLength; index++) {
     const at = index * TABLE_ENTRY_BYTES;
     const high = table.getUint32(at);
     const low = table.getUint32(at + 4);

@@ -41,9 +41,10 @@ export interface L1Location {
   readonly active: boolean;
 }
 
-/** Reads an L1 table whole; its size has been checked against the format's bound. What lies past the end of the file is zero. */
+/** Reads an L1 table whole, as far as the file has it: behind its end there are only zeros, however many entries the header claims. */
 export async function readL1(run: CheckRun, l1: L1Location): Promise<DataView> {
-  const table = new Uint8Array(l1.size * TABLE_ENTRY_BYTES);
+  const present = Math.max(0, run.file.size - l1.offset);
+  const table = new Uint8Array(Math.min(l1.size, Math.ceil(present / TABLE_ENTRY_BYTES)) * TABLE_ENTRY_BYTES);
   try {
     await run.file.read(l1.offset, table);
   } catch (cause) {
@@ -82,7 +83,7 @@ export async function countL1(
     if (l1.active) run.advance((end - reached) * l2Coverage);
     reached = end;
   };
-  for (let index = 0; index < l1.size; index++) {
+  for (let index = 0; index * TABLE_ENTRY_BYTES < table.byteLength; index++) {
     const at = index * TABLE_ENTRY_BYTES;
     if (table.getUint32(at) === 0 && table.getUint32(at + 4) === 0) continue;
     if (l2OffsetAt(table, index) < references.fileSize) {

@@ -42,9 +42,23 @@ export class ClusterMap {
 
   /** Maps `[offset, …)` into `into` as far as one L2 slice goes. @see FormatNode.map */
   map(offset: number, into: RunList): Pending {
-    const l1 = this.l1SliceFor(offset);
+    const { caches, file } = this.#state;
+    const entryAt = this.l1EntryAt(offset);
+    const sliceAt = alignDown(entryAt, caches.l1.tableSize);
+    const cached = caches.l1.peek(sliceAt);
+    if (cached !== undefined) return this.#mapInL1(cached, offset, into);
+    if (sliceAt >= file.size) return this.#mapPastEnd(entryAt, sliceAt, offset, into);
+    const l1 = caches.l1.load(sliceAt);
     if (isPromise(l1)) return this.#mapAfterL1(l1, offset, into);
     return this.#mapInL1(l1, offset, into);
+  }
+
+  /** A slice of the L1 table that the file ends before is zeros: a header may claim 32 MiB of them, and they need not be in memory. */
+  #mapPastEnd(entryAt: number, sliceAt: number, offset: number, into: RunList): Pending {
+    const { caches, geometry } = this.#state;
+    const entries = (sliceAt + caches.l1.tableSize - entryAt) / TABLE_ENTRY_BYTES;
+    into.push('unallocated', entries * geometry.l2Coverage - (offset % geometry.l2Coverage), 0, -1, false);
+    return undefined;
   }
 
   async #mapAfterL1(loading: Promise<Table>, offset: number, into: RunList): Promise<void> {

@@ -82,11 +82,13 @@ export class MetadataMap {
       tables.set(block, 'refcount block');
       if (this.#full(tables)) break;
     }
-    const { header, caches } = this.#state;
+    const { header, caches, file } = this.#state;
     const slice = caches.l1.tableSize;
     const end = header.l1Offset + header.l1Size * TABLE_ENTRY_BYTES;
     for (let at = header.l1Offset; at < end && !this.#full(tables); at += slice) {
-      const loaded = caches.l1.load(at);
+      // behind the end of the file there are zeros, unless somebody is about to write there
+      const loaded = at < file.size ? caches.l1.load(at) : caches.l1.peek(at);
+      if (loaded === undefined) continue;
       const { view } = isPromise(loaded) ? await loaded : loaded;
       this.#addL2Tables(tables, view, Math.min(slice, end - at), 'active L2 table');
     }

@@ -75,7 +75,7 @@ export class Qcow2Node implements FormatNode {
     const metadata = new MetadataMap(state, refcounts, {
       overlapCheck: settings.overlapCheck,
       snapshotTableBytes: options.snapshots.size,
-      inactive: options.snapshots.entries,
+      inactive: options.snapshots.entries.filter(({ l1Size }) => l1Size > 0),
     });
     this.#allocator = new Allocator(state, refcounts, metadata, settings.passDiscard);
     const tables = new L2Tables(state, this.#map, this.#allocator, metadata);

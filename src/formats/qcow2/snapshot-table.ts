@@ -5,6 +5,7 @@
 import { BlockError, type ErrorCode, type ErrorDetails, hex } from '../../base/errors.ts';
 import { alignUp } from '../../bytes/align.ts';
 import { flags64, struct, u16, u32, u64 } from '../../bytes/struct.ts';
+import { isZero } from '../../bytes/zeros.ts';
 import type { ByteStore } from '../../core/store.ts';
 import { cString } from './features.ts';
 import { MAX_SNAPSHOTS } from './geometry.ts';
@@ -29,6 +30,10 @@ export const MAX_EXTRA_BYTES = 1024;
 /** The whole table. */
 const MAX_TABLE_BYTES = 1024 * MAX_SNAPSHOTS;
 const MAX_TABLE_SPAN = 0x7fff_ffff;
+/** Shared, as is what is decoded from it: a wild count finds tens of thousands of empty entries in a hole, which must take neither tens of
+ *  megabytes nor much time. */
+const NOTHING = new Uint8Array(0);
+const BLANK = SnapshotHeader.decode(new Uint8Array(SnapshotHeader.size));
 const MAX_SAFE = BigInt(Number.MAX_SAFE_INTEGER);
 const NO_ICOUNT = 0xffff_ffff_ffff_ffffn;
 
@@ -92,12 +97,12 @@ export async function readSnapshotTable(
   const start = pointer.snapshotsOffset;
   let at = start;
   let tableLength = 0;
+  let blank: SnapshotEntry | undefined;
   for (let index = 0; index < pointer.snapshotCount; index++) {
     const before = at;
     const entryAt = alignUp(at, 8);
-    const fixed = SnapshotHeader.decode(
-      window.peek(entryAt, SnapshotHeader.size) ?? (await window.load(entryAt, SnapshotHeader.size)),
-    );
+    const head = window.peek(entryAt, SnapshotHeader.size) ?? (await window.load(entryAt, SnapshotHeader.size));
+    const fixed = isZero(head) ? BLANK : SnapshotHeader.decode(head);
     let extraLength = fixed.extraLength;
     if (extraLength > MAX_EXTRA_BYTES) {
       if (repair === undefined) {
@@ -132,7 +137,10 @@ export async function readSnapshotTable(
       repair.tableCut(index);
       return { entries, size: before - start };
     }
-    entries.push(decodeEntry(fixed, extra, names, pointer.virtualSize));
+    if (fixed === BLANK) blank ??= decodeEntry(BLANK, NOTHING, NOTHING, pointer.virtualSize);
+    entries.push(
+      fixed === BLANK && blank !== undefined ? blank : decodeEntry(fixed, extra, names, pointer.virtualSize),
+    );
   }
   return { entries, size: at - start };
 }
@@ -212,9 +220,6 @@ function encodeEntry(entry: SnapshotEntry, table: Uint8Array, at: number): void 
   table.set(entry.rawId, extraAt + extraLength);
   table.set(entry.rawName, extraAt + extraLength + entry.rawId.length);
 }
-
-/** Shared: tens of thousands of empty entries, as a wild count finds them in a hole, must not take tens of megabytes. */
-const NOTHING = new Uint8Array(0);
 
 function copyOf(bytes: Uint8Array): Uint8Array {
   return bytes.length === 0 ? NOTHING : bytes.slice();
