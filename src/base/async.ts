@@ -1,5 +1,5 @@
-/** Sync-on-hit, async-on-miss plumbing, mutual exclusion and single flight. No I/O.
- *  Invariant: waiters of a Mutex or Semaphore are served in order of arrival. */
+/** Sync-on-hit, async-on-miss plumbing, and mutual exclusion. No I/O.
+ *  Invariant: waiters of a Mutex are served in order of arrival. */
 
 /** `undefined`: already done. A function that returns it may throw at once or reject, never both. */
 export type Pending = Promise<void> | undefined;
@@ -50,57 +50,6 @@ export class Mutex {
       return await body();
     } finally {
       this.release();
-    }
-  }
-}
-
-/** A counting gate: at most `count` holders. */
-export class Semaphore {
-  #free: number;
-  readonly #waiters: (() => void)[] = [];
-
-  constructor(count: number) {
-    this.#free = count;
-  }
-
-  acquire(): Pending {
-    if (this.#free > 0) {
-      this.#free--;
-      return undefined;
-    }
-    return new Promise<void>((resolve) => {
-      this.#waiters.push(resolve);
-    });
-  }
-
-  release(): void {
-    const next = this.#waiters.shift();
-    if (next === undefined) this.#free++;
-    else next();
-  }
-}
-
-/** N callers for one key share one run. A failed run is forgotten before its waiters are told, so the next caller tries again. */
-export class SingleFlight<K, V> {
-  readonly #running = new Map<K, Promise<V>>();
-
-  get(key: K): Promise<V> | undefined {
-    return this.#running.get(key);
-  }
-
-  run(key: K, start: () => Promise<V>): Promise<V> {
-    const running = this.#running.get(key);
-    if (running !== undefined) return running;
-    const promise = this.#follow(key, start);
-    this.#running.set(key, promise);
-    return promise;
-  }
-
-  async #follow(key: K, start: () => Promise<V>): Promise<V> {
-    try {
-      return await start();
-    } finally {
-      this.#running.delete(key);
     }
   }
 }

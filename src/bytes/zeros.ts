@@ -21,21 +21,3 @@ function isZeroByWords(bytes: Uint8Array, start: number, end: number): boolean {
   for (at += words.length * 4; at < end; at++) if (bytes[at] !== 0) return false;
   return true;
 }
-
-/** Length of the run, from `start`, of whole `granularity` pieces that are all zero (or all not), not past `end`.
- *  The last piece may be short. */
-export function findZeroRun(
-  bytes: Uint8Array,
-  start: number,
-  end: number,
-  granularity: number,
-): { readonly zero: boolean; readonly length: number } {
-  let at = Math.min(start + granularity, end);
-  const zero = isZero(bytes, start, at);
-  while (at < end) {
-    const next = Math.min(at + granularity, end);
-    if (isZero(bytes, at, next) !== zero) break;
-    at = next;
-  }
-  return { zero, length: at - start };
-}

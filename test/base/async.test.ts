@@ -1,5 +1,5 @@
 import { describe, expect, it } from 'vitest';
-import { isPromise, Mutex, Semaphore, SingleFlight, settleAll } from '../../src/base/async.ts';
+import { isPromise, Mutex, settleAll } from '../../src/base/async.ts';
 import { ended, turn } from '../support/manual-store.ts';
 
 interface Gate {
@@ -82,48 +82,6 @@ describe('a mutex', () => {
     await expect(mutex.run(() => Promise.reject(new Error('no')))).rejects.toThrow('no');
     expect(mutex.held).toBe(false);
     expect(await mutex.run(() => 5)).toBe(5);
-  });
-});
-
-describe('a semaphore', () => {
-  it('lets so many in, and the next in order of arrival', async () => {
-    const semaphore = new Semaphore(2);
-    expect([semaphore.acquire(), semaphore.acquire()]).toEqual([undefined, undefined]);
-    const third = semaphore.acquire();
-    const fourth = semaphore.acquire();
-    semaphore.release();
-    expect(await ended(third)).toBe(true);
-    expect(await ended(fourth)).toBe(false);
-    semaphore.release();
-    expect(await ended(fourth)).toBe(true);
-    semaphore.release();
-    semaphore.release();
-    expect(semaphore.acquire()).toBeUndefined();
-  });
-});
-
-describe('single flight', () => {
-  it('runs once for all who ask while it runs', async () => {
-    const flights = new SingleFlight<string, number>();
-    let runs = 0;
-    const start = async (): Promise<number> => {
-      await turn();
-      return ++runs;
-    };
-    const all = await Promise.all([flights.run('a', start), flights.run('a', start), flights.run('b', start)]);
-    expect(all).toEqual([1, 1, 2]);
-    expect(flights.get('a')).toBeUndefined();
-    expect(await flights.run('a', start)).toBe(3);
-  });
-
-  it('forgets a failed run before it tells those who wait', async () => {
-    const flights = new SingleFlight<string, number>();
-    const failing = flights.run('a', async () => {
-      await turn();
-      throw new Error('no');
-    });
-    const retried = failing.catch(() => flights.run('a', () => Promise.resolve(7)));
-    expect(await retried).toBe(7);
   });
 });
 

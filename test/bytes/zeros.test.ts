@@ -1,6 +1,5 @@
-import fc from 'fast-check';
 import { describe, expect, it } from 'vitest';
-import { findZeroRun, isZero } from '../../src/bytes/zeros.ts';
+import { isZero } from '../../src/bytes/zeros.ts';
 
 describe('the zero test', () => {
   it('finds a single byte wherever it is, in every length, and looks at nothing outside', () => {
@@ -24,38 +23,5 @@ describe('the zero test', () => {
     expect(isZero(part, 10, 10)).toBe(true);
     whole[299] = 1;
     expect(isZero(part)).toBe(false);
-  });
-});
-
-describe('zero runs', () => {
-  it('agree with a piece by piece test', () => {
-    const piece = fc.tuple(fc.boolean(), fc.integer({ min: 1, max: 5 }));
-    fc.assert(
-      fc.property(fc.array(piece, { minLength: 1, maxLength: 10 }), fc.nat(3), (pieces, rest) => {
-        const granularity = 128;
-        const marks = pieces.flatMap(([zero, count]) => new Array<boolean>(count).fill(zero));
-        const bytes = new Uint8Array(marks.length * granularity + rest * 10);
-        marks.forEach((zero, i) => {
-          if (!zero) bytes[i * granularity + (i % granularity)] = 1;
-        });
-        for (let at = 0; at < bytes.length; ) {
-          const run = findZeroRun(bytes, at, bytes.length, granularity);
-          const first = marks[at / granularity] ?? true;
-          let count = 0;
-          while (at + count * granularity < bytes.length && (marks[at / granularity + count] ?? true) === first)
-            count++;
-          expect(run).toEqual({ zero: first, length: Math.min(count * granularity, bytes.length - at) });
-          at += run.length;
-        }
-      }),
-    );
-  });
-
-  it('may end in a short piece', () => {
-    const bytes = new Uint8Array(100);
-    bytes[99] = 1;
-    expect(findZeroRun(bytes, 0, 100, 64)).toEqual({ zero: true, length: 64 });
-    expect(findZeroRun(bytes, 64, 100, 64)).toEqual({ zero: false, length: 36 });
-    expect(findZeroRun(bytes, 0, 99, 64)).toEqual({ zero: true, length: 99 });
   });
 });

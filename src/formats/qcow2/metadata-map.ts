@@ -55,11 +55,6 @@ export class MetadataMap {
     this.#options = options;
   }
 
-  /** True once `requireNoOverlap` needs no table to be read. */
-  get ready(): boolean {
-    return this.#tables !== undefined;
-  }
-
   /** A table has been made. */
   add(offset: number, kind: 'active L2 table' | 'refcount block'): void {
     this.#tables?.set(offset, kind);
@@ -124,7 +119,7 @@ export class MetadataMap {
     return Math.floor(this.#options.overlapCheck / bit) % 2 === 1;
   }
 
-  /** Synchronous test, once `ready`.
+  /** Synchronous test, once built.
    *  @param own an OVERLAP bit: structures of that kind do not count
    *  @returns what lies there, or `undefined`. */
   overlap(offset: number, length: number, own = 0): Kind | undefined {
