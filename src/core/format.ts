@@ -75,6 +75,14 @@ export interface FormatNode {
   /** Called once, before the first request, with what the engine lends. */
   attach?(engine: EngineServices): void;
   resize?(virtualSize: number, preallocation: Preallocation | 'metadata'): Promise<void>;
+  /** Records another backing file (`undefined`: none), or what the same one is like now. That guests see the same afterwards is the caller's
+   *  promise. Called alone, inside `exclusive`. Durable when it ends. */
+  changeBacking?(backing: BackingRecord | undefined): Promise<void>;
+  /** Drops all that this layer holds, so that it shows its backing file again. Called alone, inside `exclusive`. Durable when it ends. */
+  makeEmpty?(): Promise<void>;
+  /** Makes the data file an image of its own, for formats that keep data apart from metadata; never copies guest data.
+   *  @returns the file that stands alone now. @throws INVALID_ARGUMENT when this layer does not hold everything (details `{ missing }`, bytes). */
+  detach?(): Promise<Standalone>;
   /** Writes all tables back in their order and makes everything durable, data included. */
   flush(): Pending;
   /** Flushes what the format holds and leaves the children open. */
@@ -180,6 +188,30 @@ export interface Reference {
   readonly readOnly: boolean;
 }
 
+/** What stands at a reference, learnt without opening it. */
+export interface ReferenceStatus {
+  /** The name it means. */
+  readonly resolved: string;
+  /** The same with its directory made canonical and absolute, the last component untouched; `resolved` where the protocol has no directories. */
+  readonly absolute: string;
+  /** Bytes of the file (not of a disk inside it); `undefined` where only opening tells. */
+  readonly size: number | undefined;
+  /** Seconds since 1970. */
+  readonly modifiedSeconds: number | undefined;
+  readonly identity: string | undefined;
+}
+
+/** A backing file as an image records it. */
+export interface BackingRecord {
+  readonly name: string;
+  readonly format?: string | undefined;
+}
+
+export interface Standalone {
+  readonly name: string;
+  readonly format: string;
+}
+
 export interface OpenContext {
   readonly file: BlockNode;
   /** What messages call the image. */
@@ -198,6 +230,8 @@ export interface OpenContext {
   readonly codecs: Codecs;
   /** The only way to another file; policy, cycles and depth are decided there. */
   openReference(reference: Reference): Promise<BlockNode>;
+  /** Looks at a file without opening it. `undefined`: nothing is there, or the caller's policy does not let us look. */
+  referenceStatus(reference: Reference): Promise<ReferenceStatus | undefined>;
   report(event: ImageEvent): void;
   readonly signal?: AbortSignal | undefined;
 }
@@ -206,8 +240,10 @@ export interface CreateContext {
   /** The new file, empty and writable. */
   readonly file: ByteStore;
   readonly name: string;
-  /** Creates (or opens, as the format says) a file that the new image names. */
-  createReference(reference: Reference, size: number): Promise<ByteStore>;
+  /** Creates a file that the new image names. @param existing what becomes of one that is there: `replace` empties it, `keep` opens it. */
+  createReference(reference: Reference, existing: 'replace' | 'keep'): Promise<ByteStore>;
+  /** As that of {@link OpenContext}. */
+  referenceStatus(reference: Reference): Promise<ReferenceStatus | undefined>;
   readonly signal?: AbortSignal | undefined;
 }
 

@@ -23,6 +23,8 @@ export interface FileStatus {
   /** `file`: a regular file; `device`: a block or character device; `pipe`: forward only; `other`: sockets and the like. */
   readonly kind: 'file' | 'directory' | 'device' | 'pipe' | 'other';
   readonly size: number;
+  /** Seconds since 1970. */
+  readonly modifiedSeconds?: number | undefined;
   /** Equal for two names of one file (`dev:ino`). */
   readonly identity: string | undefined;
   /** Where symbolic links lead, when the name is one: what replaces the file belongs there. */
@@ -43,4 +45,6 @@ export interface ProtocolDriver {
   remove?(name: string): Promise<void>;
   /** The name that `relative`, found inside the file `base`, means. */
   resolve(base: string, relative: string): string;
+  /** The name with its directory made canonical and absolute; the last component stays as it is, link or not. */
+  absolute?(name: string): Promise<string>;
 }

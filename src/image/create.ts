@@ -3,13 +3,20 @@
  *  replaced only when the new image is complete; after a failure no file is left that was not there before. */
 import { BlockError, isBlockError } from '../base/errors.ts';
 import { cliName, type OptionsInput, type OptionsOf, resolveOptions } from '../base/options.ts';
-import type { CreateContext, FormatDriver, Reference } from '../core/format.ts';
+import type { CreateContext, FormatDriver, Reference, ReferenceStatus } from '../core/format.ts';
 import type { BlockNode } from '../core/node.ts';
 import type { ProtocolDriver } from '../core/protocol.ts';
 import type { ByteStore } from '../core/store.ts';
 import { type ImageDrivers, openImage } from './open.ts';
 import { requireFormat } from './probe.ts';
-import { decideReference, protocolOf, type ReferencePolicy, resolveReference } from './references.ts';
+import {
+  allowsReference,
+  decideReference,
+  protocolOf,
+  type ReferencePolicy,
+  resolveReference,
+  statusOf,
+} from './references.ts';
 import { TargetFile } from './target-file.ts';
 
 export interface BackingChoice {
@@ -300,7 +307,8 @@ class Plan implements CreatePlan {
     const context: CreateContext = {
       file,
       name: this.name,
-      createReference: (asked) => named.create(asked),
+      createReference: (asked, existing) => named.create(asked, existing),
+      referenceStatus: (asked) => this.#lookAt(asked),
       signal: this.#given.signal,
     };
     try {
@@ -311,6 +319,14 @@ class Plan implements CreatePlan {
       throw error;
     }
     return named;
+  }
+
+  /** The caller named them: only a policy that was given can say no. */
+  async #lookAt(asked: Reference): Promise<ReferenceStatus | undefined> {
+    const { protocols, references } = this.#given;
+    const { protocol, resolved } = resolveReference(asked, this.name, protocols);
+    if (!allowsReference(references ?? 'allow', { ...asked, resolved, from: this.name })) return undefined;
+    return await statusOf(protocol, resolved);
   }
 }
 
@@ -330,7 +346,7 @@ class NamedFiles {
     this.#options = options;
   }
 
-  async create(asked: Reference): Promise<ByteStore> {
+  async create(asked: Reference, existing: 'replace' | 'keep'): Promise<ByteStore> {
     const { protocols, references, protect, unsafe, signal } = this.#options;
     const { protocol, resolved } = resolveReference(asked, this.#image, protocols);
     if (decideReference(references ?? 'allow', { ...asked, resolved, from: this.#image }) === 'leave') {
@@ -364,7 +380,7 @@ class NamedFiles {
       });
     }
     const file =
-      before === undefined || before.kind === 'file'
+      before === undefined || (before.kind === 'file' && existing === 'replace')
         ? await protocol.create(resolved, { unsafe, signal })
         : await protocol.open(resolved, { readOnly: false, unsafe, signal });
     this.#files.push({ file, protocol, name: resolved, isNew: before === undefined });

@@ -8,7 +8,7 @@ import { type OptionsInput, resolveOptions } from '../base/options.ts';
 import { MiB } from '../base/sizes.ts';
 import type { Codecs } from '../codec/codecs.ts';
 import { createCodecs } from '../codec/create.ts';
-import type { FormatDriver, ImageEvent, OpenContext, Reference } from '../core/format.ts';
+import type { FormatDriver, ImageEvent, OpenContext, Reference, ReferenceStatus } from '../core/format.ts';
 import { mappedNode } from '../core/mapped-node.ts';
 import type { BlockNode } from '../core/node.ts';
 import type { ProtocolDriver } from '../core/protocol.ts';
@@ -18,12 +18,14 @@ import { EventHub } from './events.ts';
 import { Image } from './image.ts';
 import { probeFormat, requireFormat } from './probe.ts';
 import {
+  allowsReference,
   decideReference,
   deniedReference,
   protocolOf,
   type ReferencePolicy,
   type ReferenceTarget,
   resolveReference,
+  statusOf,
 } from './references.ts';
 import { UnopenedNode } from './unopened-node.ts';
 
@@ -51,6 +53,11 @@ export interface OpenImageOptions extends ImageDrivers {
   readonly references?: ReferencePolicy | undefined;
   /** `false`: backing files stay unopened whatever `references` says (`info`, `check`). Default true. */
   readonly openBacking?: boolean | undefined;
+  /** The backing file of this image, whatever the image records: its recorded name is usually from another machine. Not asked of
+   *  `references`, because the caller names it. Relative to the working directory. */
+  readonly backing?: { readonly name: string; readonly format: string } | undefined;
+  /** Which files a format may look at (size, time of change) without opening them. Default: as `references`. */
+  readonly lookAt?: ReferencePolicy | undefined;
   /** Backing files without a recorded format are probed, as qemu-img does. Default false: what a guest wrote into a raw
    *  base could make it look like another format. */
   readonly probeBacking?: boolean | undefined;
@@ -111,6 +118,8 @@ class Opening {
   /** Everything opened by name, in that order. */
   readonly #opened: BlockNode[] = [];
   #backingName: string | undefined;
+  /** Whether the image had a place for the backing file that the caller chose. */
+  #overridden = false;
 
   constructor(options: OpenImageOptions) {
     this.#options = options;
@@ -129,6 +138,7 @@ class Opening {
     const probed = known === undefined ? await probeFormat(layer.file, name, formats) : undefined;
     const driver = known ?? (probed as { readonly driver: FormatDriver }).driver;
     const node = await this.#openLayer(layer, driver, options ?? {}, forCheck === true, unsafe === true);
+    requireOverrideUsed(this.#options.backing, this.#overridden, name);
     return new Image({
       node,
       name,
@@ -196,6 +206,7 @@ class Opening {
       cache: this.#budget,
       codecs: this.#codecs,
       openReference: (reference) => this.#follow(reference, layer),
+      referenceStatus: (reference) => this.#lookAt(reference, layer),
       report: (event) => this.#hub.emit(event),
       signal,
     };
@@ -207,12 +218,14 @@ class Opening {
   }
 
   /** The one way from an image to another file. */
-  async #follow(reference: Reference, from: Layer): Promise<BlockNode> {
+  async #follow(recorded: Reference, from: Layer): Promise<BlockNode> {
+    const override = this.#overrideOf(recorded, from);
+    const reference = override?.reference ?? recorded;
     if (reference.role === 'backing' && this.#options.openBacking === false) return this.#leaveBacking(reference, from);
-    const target = resolveReference(reference, from.name, this.#options.protocols);
+    const target = override?.target ?? resolveReference(reference, from.name, this.#options.protocols);
     if (reference.role === 'backing' && from.depth === 1) this.#backingName = target.resolved;
     const asked = { ...reference, resolved: target.resolved, from: from.name };
-    if (decideReference(this.#policy, asked) === 'leave') {
+    if (override === undefined && decideReference(this.#policy, asked) === 'leave') {
       return new UnopenedNode(target.resolved, () => deniedReference(asked, "references: 'layer-only'"));
     }
     try {
@@ -220,6 +233,34 @@ class Opening {
     } catch (error) {
       throw referenceError(error, reference, target, from);
     }
+  }
+
+  /** The caller's backing file in place of the recorded one. */
+  #overrideOf(
+    recorded: Reference,
+    from: Layer,
+  ): { readonly reference: Reference; readonly target: ReferenceTarget } | undefined {
+    const { backing, protocols } = this.#options;
+    if (backing === undefined || recorded.role !== 'backing' || from.depth !== 1) return undefined;
+    this.#overridden = true;
+    const { name, format } = backing;
+    return {
+      reference: { ...recorded, name, format },
+      target: { protocol: protocolOf(name, protocols), resolved: name },
+    };
+  }
+
+  async #lookAt(recorded: Reference, from: Layer): Promise<ReferenceStatus | undefined> {
+    const override = this.#overrideOf(recorded, from);
+    const { protocols, lookAt } = this.#options;
+    const { protocol, resolved } = override?.target ?? resolveReference(recorded, from.name, protocols);
+    if (
+      override === undefined &&
+      !allowsReference(lookAt ?? this.#policy, { ...recorded, resolved, from: from.name })
+    ) {
+      return undefined;
+    }
+    return await statusOf(protocol, resolved);
   }
 
   /** The name may be anything, even one that could never be opened: nobody asks for it. */
@@ -274,6 +315,15 @@ class Opening {
       { reason: 'reference.unprobed', details: { name: layer.name } },
     );
   }
+}
+
+/** @throws INVALID_ARGUMENT, reason `image.backing-override`. */
+function requireOverrideUsed(backing: OpenImageOptions['backing'], used: boolean, name: string): void {
+  if (backing === undefined || used) return;
+  throw new BlockError('INVALID_ARGUMENT', `"${name}": has no backing file that "${backing.name}" could stand for`, {
+    reason: 'image.backing-override',
+    details: { name, backing: backing.name },
+  });
 }
 
 function keyOf(protocol: string, name: string): string {

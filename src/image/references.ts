@@ -2,7 +2,7 @@
  *  relative names) and the caller's policy. Opens nothing itself.
  *  Invariant: a name that was found inside an image is never taken for anything but a file name or a known protocol's name. */
 import { BlockError } from '../base/errors.ts';
-import type { Reference } from '../core/format.ts';
+import type { Reference, ReferenceStatus } from '../core/format.ts';
 import type { ProtocolDriver } from '../core/protocol.ts';
 
 /** What the caller's own function is told of a reference. */
@@ -95,16 +95,31 @@ function relativeTo(from: string, name: string, protocols: readonly ProtocolDriv
   return { protocol, resolved: protocol.resolve(from, name) };
 }
 
+/** Looks at a file without opening it. @returns `undefined` when nothing is there. */
+export async function statusOf(protocol: ProtocolDriver, resolved: string): Promise<ReferenceStatus | undefined> {
+  const status = await protocol.status?.(resolved);
+  if (status === undefined) return undefined;
+  return {
+    resolved,
+    absolute: (await protocol.absolute?.(resolved)) ?? resolved,
+    size: status.kind === 'file' || status.size > 0 ? status.size : undefined,
+    modifiedSeconds: status.modifiedSeconds,
+    identity: status.identity,
+  };
+}
+
+/** Whether a policy lets a reference be looked at. */
+export function allowsReference(policy: ReferencePolicy, reference: ResolvedReference): boolean {
+  if (typeof policy === 'function') return policy(reference);
+  return policy === 'allow' || (policy === 'same-directory' && isBareName(reference.name));
+}
+
 /** Asks the policy about one reference.
  *  @returns `open`, or `leave` when the file stays unopened (`layer-only`).
  *  @throws {@link BlockError} REFERENCE_DENIED, reason `reference.denied`, details `{ name, resolved, from, role }`. */
 export function decideReference(policy: ReferencePolicy, reference: ResolvedReference): 'open' | 'leave' {
   if (policy === 'layer-only') return 'leave';
-  const allowed =
-    typeof policy === 'function'
-      ? policy(reference)
-      : policy === 'allow' || (policy === 'same-directory' && isBareName(reference.name));
-  if (allowed) return 'open';
+  if (allowsReference(policy, reference)) return 'open';
   throw deniedReference(reference, typeof policy === 'function' ? 'the caller' : `references: '${policy}'`);
 }
 

@@ -18,7 +18,7 @@ import {
   statSync,
   write as writeWithCallback,
 } from 'node:fs';
-import { sep } from 'node:path';
+import { basename, dirname, join, resolve as resolvePath, sep } from 'node:path';
 import { BlockError, fromSystemError } from '../base/errors.ts';
 import { throwIfAborted } from '../base/job.ts';
 import type { BlockNode } from '../core/node.ts';
@@ -43,6 +43,7 @@ export const fileProtocol: ProtocolDriver = {
   rename,
   remove,
   resolve: (base, relative) => resolveFileName(base, relative),
+  absolute,
 };
 
 /** The path behind a name of this protocol. */
@@ -102,11 +103,15 @@ async function status(name: string): Promise<FileStatus | undefined> {
     throw failure;
   }
   const kind = kindOf(stat);
-  if (kind === 'device') return { kind, size: sizeFromSysfs(stat.rdev) ?? 0, identity: deviceIdentity(stat) };
+  const modifiedSeconds = Number(stat.mtimeNs / 1_000_000_000n);
+  if (kind === 'device') {
+    return { kind, size: sizeFromSysfs(stat.rdev) ?? 0, modifiedSeconds, identity: deviceIdentity(stat) };
+  }
   const isLink = attempt(`could not look at "${path}"`, name, () => lstatSync(path)).isSymbolicLink();
   return {
     kind,
     size: kind === 'file' ? Number(stat.size) : 0,
+    modifiedSeconds,
     identity: `${stat.dev}:${stat.ino}`,
     realName: isLink ? attempt(`could not look at "${path}"`, name, () => realpathSync(path)) : undefined,
   };
@@ -145,6 +150,14 @@ export function resolveFileName(base: string, relative: string, windows = sep ==
   const first = joined.split('/', 1)[0] as string;
   if (!first.includes(':') || (windows && /^[a-zA-Z]:[^:]*$/.test(first))) return joined;
   return `./${joined}`;
+}
+
+async function absolute(name: string): Promise<string> {
+  const path = resolvePath(pathOf(name));
+  return join(
+    attempt(`could not look at "${path}"`, name, () => realpathSync(dirname(path))),
+    basename(path),
+  );
 }
 
 function kindOf(stat: BigIntStats): FileStatus['kind'] {

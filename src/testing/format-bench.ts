@@ -141,6 +141,8 @@ export function createByDriver<O extends OptionSchema, C extends OptionSchema>(
 }
 
 const BACKING_NAME = 'backing';
+/** When the files of these tests were changed last, seconds. */
+const MODIFIED = 1_000_000_000;
 
 class DriverImage<O extends OptionSchema, C extends OptionSchema> {
   readonly #subject: DriverUnderTest<O, C>;
@@ -160,11 +162,12 @@ class DriverImage<O extends OptionSchema, C extends OptionSchema> {
     const context = {
       file: this.#file,
       name: 'image',
-      createReference: (reference: Reference, length: number): Promise<MemoryStore> => {
-        const store = new MemoryStore({ name: reference.name, size: length });
+      createReference: (reference: Reference): Promise<MemoryStore> => {
+        const store = new MemoryStore({ name: reference.name });
         this.#references.set(reference.name, store);
         return Promise.resolve(store);
       },
+      referenceStatus: (reference: Reference) => this.#referenceStatus(reference),
     };
     await driver.create?.(context, size, options);
     await this.#file.close();
@@ -198,6 +201,7 @@ class DriverImage<O extends OptionSchema, C extends OptionSchema> {
       cache: new CacheBudget(cacheBytes),
       codecs,
       openReference: (reference) => Promise.resolve(this.#openReference(reference)),
+      referenceStatus: (reference) => this.#referenceStatus(reference),
       report: () => undefined,
     };
     return driver.open(context, resolveOptions(driver.openOptions, openOptions ?? {}));
@@ -210,6 +214,16 @@ class DriverImage<O extends OptionSchema, C extends OptionSchema> {
     const opened = store.reopen({ readOnly: reference.readOnly });
     this.#references.set(reference.name, opened);
     return this.#wrapped(opened);
+  }
+
+  async #referenceStatus(reference: Reference): Promise<ReferenceStatus | undefined> {
+    const opened = reference.role === 'backing' ? this.#backing?.() : undefined;
+    const store = opened ?? this.#references.get(reference.name);
+    if (store === undefined) return undefined;
+    const { size } = store;
+    if (opened !== undefined) await opened.close();
+    const identity = `memory:${reference.name}`;
+    return { resolved: reference.name, absolute: `/${reference.name}`, size, modifiedSeconds: MODIFIED, identity };
   }
 
   #wrapped(file: BlockNode): BlockNode {

@@ -50,6 +50,7 @@ export async function openDisk(file: MemoryStore, options: OpenDiskOptions = {})
     unsafe: false,
     cache: new CacheBudget(1 << 20),
     codecs,
+    referenceStatus: () => Promise.resolve(undefined),
     openReference: ({ role }) => {
       const node = role === 'data' ? options.dataFile : options.backing;
       return node === undefined ? Promise.reject(new Error(`no ${role} file here`)) : Promise.resolve(node);

@@ -49,6 +49,7 @@ export async function openQcow2(file: BlockNode, options: Partial<OpenUnderTest>
     rules: options.rules ?? ALL_RULES,
     cache: options.cache ?? new CacheBudget(1 << 20),
     codecs,
+    referenceStatus: () => Promise.resolve(undefined),
     openReference: () => {
       if (options.backing === undefined) throw new Error('the image has no backing file');
       return Promise.resolve(options.backing);
@@ -63,7 +64,12 @@ export async function createQcow2Bytes(size: number, variant: Qcow2Variant, hasB
   const file = new MemoryStore({ pageSize: 512 });
   const { clusterSize = 512, compat = 'v3', refcountBits = 16, lazyRefcounts = false, extendedL2 = false } = variant;
   await qcow2.create?.(
-    { file, name: 'disk', createReference: () => Promise.reject(new Error('no references here')) },
+    {
+      file,
+      name: 'disk',
+      createReference: () => Promise.reject(new Error('no references here')),
+      referenceStatus: () => Promise.resolve(undefined),
+    },
     size,
     resolveOptions(qcow2.createOptions, {
       clusterSize: extendedL2 ? Math.max(clusterSize, 16384) : clusterSize,

@@ -224,7 +224,7 @@ async function createDataFile(
   mappedUnit: number,
   preallocation: Preallocation | 'metadata',
 ): Promise<void> {
-  const store = await context.createReference({ role: 'data', name: dataFile, readOnly: false }, 0);
+  const store = await context.createReference({ role: 'data', name: dataFile, readOnly: false }, 'replace');
   try {
     // what is mapped must be there, the last unit whole
     await reserve(store, preallocation === 'off' ? size : alignUp(size, mappedUnit), preallocation, dataFile);

@@ -13,7 +13,12 @@ const MiB = 1024 * KiB;
 const GiB = 1024 * MiB;
 
 function contextOf(file: MemoryStore): CreateContext {
-  return { file, name: 'x', createReference: () => Promise.resolve(new MemoryStore()) };
+  return {
+    file,
+    name: 'x',
+    createReference: () => Promise.resolve(new MemoryStore()),
+    referenceStatus: () => Promise.resolve(undefined),
+  };
 }
 
 describe('createQcow2', () => {

@@ -120,7 +120,12 @@ describe('a qcow2 disk', () => {
     const file = new MemoryStore({ pageSize: 512 });
     const dataFile = new MemoryStore({ pageSize: 512 });
     await qcow2.create?.(
-      { file, name: 'disk', createReference: () => Promise.resolve(dataFile) },
+      {
+        file,
+        name: 'disk',
+        createReference: () => Promise.resolve(dataFile),
+        referenceStatus: () => Promise.resolve(undefined),
+      },
       64 * KiB,
       resolveOptions(qcow2.createOptions, { clusterSize: 4096, dataFile: 'data.raw' }),
     );

@@ -23,6 +23,7 @@ async function open(
     cache: new CacheBudget(1 << 16),
     codecs,
     openReference: () => Promise.reject(new Error('none')),
+    referenceStatus: () => Promise.resolve(undefined),
     report: () => undefined,
   };
   const state = new Qcow2State(await headerOf(file), context, undefined, { lazyRefcounts: false });

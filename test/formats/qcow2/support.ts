@@ -82,8 +82,9 @@ export async function createInMemory(size: number, input: CreateInput = {}): Pro
   const context = {
     file,
     name: 'test.qcow2',
-    createReference: (_reference: unknown, length: number): Promise<ByteStore> => {
-      data = new MemoryStore({ pageSize: 512, size: length });
+    referenceStatus: () => Promise.resolve(undefined),
+    createReference: (): Promise<ByteStore> => {
+      data = new MemoryStore({ pageSize: 512 });
       const keptOpen = data;
       keptOpen.close = () => Promise.resolve();
       return Promise.resolve(keptOpen);
