@@ -2,7 +2,7 @@
 import type { MaybePromise } from '../base/async.ts';
 import { type OptionSchema, type OptionsInput, resolveOptions } from '../base/options.ts';
 import type { Codecs } from '../codec/codecs.ts';
-import type { CheckResult, FormatDriver, FormatNode, OpenContext, Reference } from '../core/format.ts';
+import type { CheckResult, FormatDriver, FormatNode, OpenContext, Reference, ReferenceStatus } from '../core/format.ts';
 import { mappedNode } from '../core/mapped-node.ts';
 import type { BlockNode } from '../core/node.ts';
 import { ALL_RULES } from '../core/safety.ts';
