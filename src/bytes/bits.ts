@@ -40,15 +40,23 @@ function clearOne(bytes: Uint8Array, index: number): number {
   return index + 1;
 }
 
-/** End of the run of bits equal to bit `start`, not past `end`; steps over uniform bytes whole. */
-export function findRunEnd(bytes: Uint8Array, start: number, end: number): number {
+/** End of the run of bits equal to bit `start`, not past `end`; steps over uniform words and bytes whole.
+ *  @param view the same memory as `bytes` */
+export function findRunEnd(bytes: Uint8Array, view: DataView, start: number, end: number): number {
   const value = getBit(bytes, start);
   const uniform = value ? 0xff : 0;
   let at = start + 1;
-  while (at < end) {
-    if (at % 8 === 0 && bytes[at / 8] === uniform && at + 8 <= end) at += 8;
-    else if (getBit(bytes, at) === value) at++;
-    else break;
+  while (at < end && at % 8 !== 0) {
+    if (getBit(bytes, at) !== value) return at;
+    at++;
   }
+  if (at >= end) return end;
+  const byteEnd = Math.floor(end / 8);
+  let byte = at / 8;
+  const word = value ? -1 : 0;
+  while (byte + 4 <= byteEnd && view.getInt32(byte, true) === word) byte += 4;
+  while (byte < byteEnd && bytes[byte] === uniform) byte++;
+  at = byte * 8;
+  while (at < end && getBit(bytes, at) === value) at++;
   return at;
 }

@@ -26,7 +26,7 @@ it('setting, clearing and finding runs agree with an array of booleans, whatever
       const end = Math.max(limit, start + 1);
       let wanted = start + 1;
       while (wanted < end && wanted < size && model[wanted] === model[start]) wanted++;
-      if (end <= size) expect(findRunEnd(bytes, start, end)).toBe(wanted);
+      if (end <= size) expect(findRunEnd(bytes, new DataView(bytes.buffer), start, end)).toBe(wanted);
     }),
   );
 });
