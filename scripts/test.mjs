@@ -16,7 +16,8 @@ import {
   style,
 } from './lib.mjs';
 
-/** Programs that tests run, the Debian package that has each, and what is not tested without it. */
+/** Programs that tests run, the Debian package that has each, and what is not tested without it; `long`: by the long tests alone,
+ *  `arch`: the only processor that Debian has it for. */
 const PEERS = [
   {
     program: 'qemu-img',
@@ -24,6 +25,16 @@ const PEERS = [
     tests: 'every comparison with the real qemu-img (test/interop and others)',
   },
   { program: 'qemu-io', package: 'qemu-utils', tests: 'images written by the real QEMU' },
+  { program: 'uml_moo', package: 'uml-utilities', tests: 'cow files merged by their own tool' },
+  { program: 'uml_mkcow', package: 'uml-utilities', tests: 'cow files made by their own tool' },
+  {
+    program: 'linux.uml',
+    package: 'user-mode-linux',
+    tests: 'cow files under a running User Mode Linux',
+    long: true,
+    arch: 'x64',
+  },
+  { program: 'busybox', package: 'busybox-static', tests: 'the same', long: true, arch: 'x64' },
 ];
 
 requireNode();
@@ -46,7 +57,8 @@ end(failures, counts);
 
 /** Installs or names the programs that tests compare with. */
 async function systemPackages() {
-  const lacking = () => PEERS.filter((peer) => !hasProgram(peer.program));
+  const wanted = PEERS.filter((peer) => (long || !peer.long) && (peer.arch ?? process.arch) === process.arch);
+  const lacking = () => wanted.filter((peer) => !hasProgram(peer.program));
   let missing = lacking();
   if (missing.length > 0 && process.getuid?.() === 0 && hasProgram('apt-get')) {
     await run('bash', ['scripts/apt.sh', ...new Set(missing.map((peer) => peer.package))], { env: process.env });

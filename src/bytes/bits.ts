@@ -22,6 +22,11 @@ function setOne(bytes: Uint8Array, index: number): number {
   return index + 1;
 }
 
+/** The lowest `count` bits of a byte. */
+export function lowBits(byte: number, count: number): number {
+  return byte & (2 ** count - 1);
+}
+
 /** Clears bits `[start, end)`. */
 export function clearBits(bytes: Uint8Array, start: number, end: number): void {
   let at = start;

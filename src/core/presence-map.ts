@@ -131,9 +131,14 @@ export class PresenceMap {
     const bit = this.#bitIn(table, unit);
     if (this.#geometry.wordBytes === 1) return unit + findRunEnd(table.bytes, table.view, bit, bit + stop - unit) - bit;
     const value = getBit(table.bytes, bit);
-    let at = unit + 1;
-    while (at < stop && getBit(table.bytes, this.#bitIn(table, at)) === value) at++;
-    return at;
+    const uniform = value ? 0xff : 0;
+    for (let at = unit + 1; at < stop; ) {
+      const next = this.#bitIn(table, at);
+      if (at % 8 === 0 && at + 8 <= stop && table.bytes[next / 8] === uniform) at += 8;
+      else if (getBit(table.bytes, next) === value) at++;
+      else return at;
+    }
+    return stop;
   }
 
   #isPresent(table: Table, unit: number): boolean {
@@ -260,7 +265,7 @@ export class PresenceMap {
 
   /** As `FormatNode.mapZeroes`: zeros in the data file, without transferring them where it can, and the bits. */
   async zero(offset: number, length: number, options: ZeroOptions): Promise<'done'> {
-    const { unit, dataOffset, bits } = this.#geometry;
+    const { unit, dataOffset, bits, virtualSize } = this.#geometry;
     const { data, hasBacking } = this.#options;
     const end = offset + length;
     const endUnit = Math.ceil(end / unit);
@@ -273,7 +278,9 @@ export class PresenceMap {
       // Without a backing file what is not there reads as zero already.
       if (present || hasBacking) {
         const start = first * unit;
-        await data.writeZeroes(dataOffset + start, Math.min(end, last * unit) - start, zeroing(options));
+        // A discard of the disk's last unit asks for all of it, but the data file may end with the disk.
+        const stop = Math.min(end, last * unit, virtualSize);
+        await data.writeZeroes(dataOffset + start, stop - start, zeroing(options));
         if (!present) {
           this.#cache.writeAfterFlush(this.#dataGate);
           this.#change(lease, first, last, true);
@@ -347,10 +354,15 @@ export class PresenceMap {
   /** Everything durable: data first, then bits. */
   flush(): Pending {
     if (this.#cache.dirty) return this.#flush();
-    const file = this.#fileGate.settle(this.#fileGate.ticket());
-    if (this.#dataGate === this.#fileGate) return file;
-    const data = this.#dataGate.settle(this.#dataGate.ticket());
-    return settleAll([file, data]);
+    const data = this.#dataGate === this.#fileGate ? undefined : this.#dataGate.settle(this.#dataGate.ticket());
+    let file: Pending;
+    try {
+      file = this.#fileGate.settle(this.#fileGate.ticket());
+    } catch (error) {
+      // The other flush runs already: it is waited for, and listened to.
+      file = Promise.reject(error);
+    }
+    return data === undefined || file === undefined ? (data ?? file) : settleAll([data, file]);
   }
 
   async #flush(): Promise<void> {

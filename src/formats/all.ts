@@ -1,6 +1,7 @@
 /** All formats, in probe order: the first of equal scores wins. Imported by the faces only. */
 import type { FormatDriver } from '../core/format.ts';
+import { cow } from './cow/driver.ts';
 import { qcow2 } from './qcow2/driver.ts';
 import { raw } from './raw/driver.ts';
 
-export const ALL_FORMATS: readonly FormatDriver[] = [qcow2, raw];
+export const ALL_FORMATS: readonly FormatDriver[] = [qcow2, cow, raw];
