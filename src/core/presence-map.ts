@@ -176,6 +176,12 @@ export class PresenceMap {
         return undefined;
       }
       const tableOffset = this.#tableOf(unit);
+      // Behind the end of the file there are no bits, unless they wait to be written: a short file may claim any disk, and nobody walks through
+      // tables that are not there.
+      if (tableOffset >= this.#options.file.size && !this.#cache.dirty) {
+        into.push('unallocated', end - at, 0, -1, false);
+        return undefined;
+      }
       // Only the first table is waited for: the engine comes back for the rest.
       const table = at === offset ? this.#cache.load(tableOffset) : this.#cache.peek(tableOffset);
       if (table === undefined) return undefined;
@@ -326,9 +332,11 @@ export class PresenceMap {
     await this.#fileGate.flush();
   }
 
-  /** Goes on with another geometry: the disk, and with it the bitmap, has become longer or shorter. Nothing else may run, nothing be dirty. */
+  /** Goes on with another geometry: the disk, and with it the bitmap, has become longer or shorter. Nothing else may run; what was written
+   *  before should be durable. */
   async reshape(geometry: PresenceGeometry): Promise<void> {
-    await this.flush();
+    // Without need no I/O: the files may have been resized by now, and that cannot be taken back.
+    if (this.#cache.dirty) await this.flush();
     await this.#cache.quiesce();
     this.#cache.retire();
     this.#geometry = geometry;
