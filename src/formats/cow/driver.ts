@@ -149,7 +149,11 @@ function compare(
   if (!context.readOnly && !options.ignoreMismatch) {
     throw mismatchError(context.name, header.backingName ?? '', facts);
   }
-  warn(context, 'cow.mismatch', `backing file "${header.backingName}" is not as recorded: ${found.join('; ')}`);
+  warn(
+    context,
+    'cow.mismatch',
+    `backing file "${facts.file ?? header.backingName}" is not as recorded: ${found.join('; ')}`,
+  );
 }
 
 function warn(context: OpenContext, reason: string, message: string): void {

@@ -106,6 +106,15 @@ describe('bits behind the disk', () => {
     expect(file.bytes()[AREAS.bitmapOffset + 125]).toBe(0b0000_0110);
   });
 
+  it('are cleared without losing what was written next to them and not flushed', async () => {
+    const file = await stray();
+    const { node } = await openCow(file, { options, forCheck: true });
+    await node.write(1000 * 512, pattern(512));
+    expect(await node.format.check?.check({ fix: 'all' })).toMatchObject({ corruptionsFixed: 1, allocatedClusters: 6 });
+    await node.close();
+    expect(file.bytes()[AREAS.bitmapOffset + 125]).toBe(0b0000_0101);
+  });
+
   it('are left by a repair of leaks', async () => {
     const file = await stray();
     const { result } = await checkCow(file, { options, fix: 'leaks' });

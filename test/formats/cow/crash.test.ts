@@ -11,7 +11,7 @@ const LONG = process.env['COWDISK_LONG'] === '1';
 const BASE: Omit<CrashTestOptions, 'seed'> = {
   size: 16 * KiB,
   operations: 40,
-  states: LONG ? 20_000 : 1200,
+  states: LONG ? 10_000 : 700,
   weights: { flush: 8, discard: 12, zero: 12 },
 };
 
@@ -46,7 +46,7 @@ describe('after a cut at any moment every sector holds its last flushed value or
         widest = Math.max(widest, report.widest);
       });
       // Both kinds of cut were there: few open writes, with all their subsets, and many.
-      expect(states).toBeGreaterThan(500);
+      expect(states).toBeGreaterThan(300);
       expect(widest).toBeGreaterThan(8);
     },
     SEED_TIMEOUT,

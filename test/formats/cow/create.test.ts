@@ -220,7 +220,7 @@ describe('what cannot be made', () => {
   });
 
   it.each(OLD_LAYOUTS)('%s with sectors that have no bit; the size that the message advises works', async (layout) => {
-    const size = 61 * 512;
+    const size = 65 * 512;
     const files = withBase(pattern(size));
     const error = await refusal(files.create('/images/new.cow', { ...OVER_RAW, options: { layout } }));
     expect(error).toMatchObject({ code: 'OPTION', reason: 'cow.tail-create', details: { layout, size } });

@@ -121,7 +121,10 @@ describe('a base that is not as recorded', () => {
     const files = new CowFiles();
     files.put('/images/a.cow', image('v3').bytes());
     const facts = async (): Promise<unknown> => {
-      const info = await imageInfo('/images/a.cow', { ...files.drivers, lookAt: 'allow' });
+      const events: ImageEvent[] = [];
+      const onEvent = (event: ImageEvent): number => events.push(event);
+      const info = await imageInfo('/images/a.cow', { ...files.drivers, lookAt: 'allow', onEvent });
+      expect(events).toEqual([]);
       return info.specific?.data['backing-as-recorded'];
     };
     expect(await facts()).toBe('not known');
@@ -142,6 +145,7 @@ describe('a base that is not as recorded', () => {
       [BASE_MTIME, BASE_MTIME + 0.999, true],
       [2 ** 32 - 10, -10, true],
       [0, 2 ** 32, true],
+      [0, 5, false],
       [BASE_MTIME, BASE_MTIME - 0.001, false],
     ] as const) {
       const status = baseStatus({ modifiedSeconds: actual });
@@ -373,6 +377,11 @@ describe('sectors without a bit (the rounding bug of v1 and v2)', () => {
     expect(await readAll(node)).toEqual(model);
     const clean = await openCow(image('v2-uml-32', { size, present: [3] }), { backing: storeOf(bytes) });
     expect(clean.events).toEqual([]);
+    // Bits behind the disk claim nothing.
+    const behind = file();
+    const { bitmapOffset, bitmapLength } = cowAreas({ layout: 'v2-uml-32', size });
+    await behind.write(bitmapOffset + bitmapLength, Uint8Array.of(0b1110_0000));
+    expect((await openCow(behind, { backing: storeOf(bytes) })).events).toEqual([]);
   });
 
   it('come from that byte with tail=lenient', async () => {

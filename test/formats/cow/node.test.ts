@@ -203,6 +203,20 @@ describe('a disk', () => {
     expect(most).toBeLessThanOrEqual(cache.limit);
   });
 
+  it('without a backing file holds no zeros that nobody needs', async () => {
+    const file = await newCow(SIZE, { layout: 'v2-qemu-x86_64', backing: false });
+    const store = new RecordingStore(file);
+    const { node } = await openCow(store);
+    await node.writeZeroes(0, SIZE);
+    await node.discard(0, SIZE);
+    await node.flush();
+    expect(changes(store).filter((change) => change !== 'flush')).toEqual([]);
+    await node.write(512, pattern(512));
+    await node.writeZeroes(0, SIZE);
+    expect(await readAll(node)).toEqual(new Uint8Array(SIZE));
+    expect((await node.format.check?.check({}))?.allocatedClusters).toBe(1);
+  });
+
   it('that need not be durable is written without a single flush', async () => {
     const store = new RecordingStore(await newCow(SIZE, { layout: 'v2-qemu-x86_64' }));
     const { node } = await openCow(store, { unsafe: true, backing: base() });
