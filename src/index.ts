@@ -26,6 +26,7 @@ export { type CodecsOptions, createCodecs } from './codec/create.ts';
 export { EXTENT, type Extent, ExtentList } from './core/extent.ts';
 export { FlushGate } from './core/flush-gate.ts';
 export {
+  type BackingRecord,
   type CheckFinding,
   type CheckFix,
   type CheckOptions,
@@ -41,7 +42,13 @@ export {
   type OpenContext,
   type ProbeInput,
   type Reference,
+  type ReferenceStatus,
+  type SnapshotFacet,
   type SnapshotInfo,
+  type SnapshotRequest,
+  type SnapshotSelector,
+  type Standalone,
+  type VmStateFacet,
   type WritePlan,
 } from './core/format.ts';
 export { DeferredFrees, type Drop, type Durability } from './core/in-flight.ts';
@@ -70,11 +77,18 @@ export {
   createImage,
   planCreate,
 } from './image/create.ts';
-export { type ExtentsOptions, Image, type ReadableOptions, type WritableOptions } from './image/image.ts';
-export { type ImageDrivers, type OpenImageOptions, openImage } from './image/open.ts';
+export {
+  type ExtentsOptions,
+  Image,
+  type NewSnapshot,
+  type ReadableOptions,
+  type WritableOptions,
+} from './image/image.ts';
+export { type ImageDrivers, type OpenImageOptions, type OpenOptionsInput, openImage } from './image/open.ts';
 export type { ReferencePolicy, ResolvedReference } from './image/references.ts';
 export { MemoryStore, type MemoryStoreOptions } from './storage/memory.ts';
 export { type CheckImageOptions, type CheckReport, checkImage } from './tools/check.ts';
+export { type CommitOptions, type CommitResult, commitImage } from './tools/commit.ts';
 export { type CompareOptions, type CompareResult, compareImages } from './tools/compare.ts';
 export {
   type CacheMode,
@@ -84,6 +98,15 @@ export {
   type ConvertTarget,
   convertImage,
 } from './tools/convert.ts';
+export { type DetachOptions, type DetachResult, detachImage } from './tools/detach.ts';
 export { type BackingInfo, type ChildInfo, chainInfo, type ImageInfo, imageInfo } from './tools/info.ts';
 export { type MapOptions, mapImage } from './tools/map.ts';
 export { type MeasureOptions, measureImage } from './tools/measure.ts';
+export { type RebaseOptions, type RebaseResult, rebaseImage } from './tools/rebase.ts';
+export {
+  applySnapshot,
+  createSnapshot,
+  deleteSnapshot,
+  listSnapshots,
+  type SnapshotOptions,
+} from './tools/snapshot.ts';

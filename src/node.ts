@@ -4,20 +4,24 @@ import { fileURLToPath } from 'node:url';
 import type { Codecs } from './codec/codecs.ts';
 import { createCodecs } from './codec/create.ts';
 import type { Extent } from './core/extent.ts';
-import type { Measurement } from './core/format.ts';
+import type { Measurement, SnapshotInfo, SnapshotSelector } from './core/format.ts';
 import type { BlockNode } from './core/node.ts';
 import type { ByteStore } from './core/store.ts';
 import { ALL_FORMATS } from './formats/all.ts';
 import * as create from './image/create.ts';
-import { Image } from './image/image.ts';
+import { Image, type NewSnapshot } from './image/image.ts';
 import * as open from './image/open.ts';
 import { fileProtocol } from './storage/file.ts';
 import * as check from './tools/check.ts';
+import * as commit from './tools/commit.ts';
 import * as compare from './tools/compare.ts';
 import * as convert from './tools/convert.ts';
+import * as detach from './tools/detach.ts';
 import * as info from './tools/info.ts';
 import * as map from './tools/map.ts';
 import * as measure from './tools/measure.ts';
+import * as rebase from './tools/rebase.ts';
+import * as snapshot from './tools/snapshot.ts';
 
 export { ALL_FORMATS } from './formats/all.ts';
 export { qcow2 } from './formats/qcow2/driver.ts';
@@ -134,6 +138,63 @@ export function convertImage(
     typeof target === 'string' || target instanceof URL ? { name: pathOf(target) } : target,
     { ...presets(), ...options },
   );
+}
+
+/** Writes what an image holds into its backing file, and empties it.
+ *  @throws {@link BlockError} as the isomorphic `commitImage`. */
+export function commitImage(name: FileName, options: Preset<commit.CommitOptions> = {}): Promise<commit.CommitResult> {
+  return commit.commitImage(pathOf(name), { ...presets(), ...options });
+}
+
+/** Gives an image another backing file, or none.
+ *  @throws {@link BlockError} as the isomorphic `rebaseImage`. */
+export function rebaseImage(name: FileName, options: Preset<rebase.RebaseOptions>): Promise<rebase.RebaseResult> {
+  return rebase.rebaseImage(pathOf(name), { ...presets(), ...options });
+}
+
+/** Makes the data file of an image an image of its own.
+ *  @throws {@link BlockError} as the isomorphic `detachImage`. */
+export function detachImage(name: FileName, options: Preset<detach.DetachOptions> = {}): Promise<detach.DetachResult> {
+  return detach.detachImage(pathOf(name), { ...presets(), ...options });
+}
+
+/** The snapshots inside an image, oldest first.
+ *  @throws {@link BlockError} as `openImage`. */
+export function listSnapshots(
+  source: FileName | Image,
+  options: Preset<snapshot.SnapshotOptions> = {},
+): Promise<readonly SnapshotInfo[]> {
+  return snapshot.listSnapshots(sourceOf<Image>(source), { ...presets(), ...options });
+}
+
+/** Freezes the present content of an image under a name.
+ *  @throws {@link BlockError} as the isomorphic `createSnapshot`. */
+export function createSnapshot(
+  source: FileName | Image,
+  made: NewSnapshot,
+  options: Preset<snapshot.SnapshotOptions> = {},
+): Promise<SnapshotInfo> {
+  return snapshot.createSnapshot(sourceOf<Image>(source), made, { ...presets(), ...options });
+}
+
+/** Makes an image what it was when the snapshot was made.
+ *  @throws {@link BlockError} as the isomorphic `applySnapshot`. */
+export function applySnapshot(
+  source: FileName | Image,
+  which: SnapshotSelector,
+  options: Preset<snapshot.SnapshotOptions> = {},
+): Promise<void> {
+  return snapshot.applySnapshot(sourceOf<Image>(source), which, { ...presets(), ...options });
+}
+
+/** Deletes a snapshot.
+ *  @throws {@link BlockError} as the isomorphic `deleteSnapshot`. */
+export function deleteSnapshot(
+  source: FileName | Image,
+  which: SnapshotSelector,
+  options: Preset<snapshot.SnapshotOptions> = {},
+): Promise<void> {
+  return snapshot.deleteSnapshot(sourceOf<Image>(source), which, { ...presets(), ...options });
 }
 
 /** An image for one call: closed afterwards when it was opened for it. */

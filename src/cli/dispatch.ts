@@ -43,7 +43,7 @@ export async function dispatch(
   }
   if (!personality.qemu && verb === 'help') return help(cli, personality, rest[0]);
   if (!personality.qemu && verb === 'completion') return completion(cli, rest);
-  const entry = findVerb(verb);
+  const entry = findVerb(verb, personality);
   if (entry === undefined) throw unknownVerb(personality, verb);
   return runVerb(entry, rest, cliFor(verb));
 }

@@ -1,16 +1,27 @@
 /** The formats and protocols of the program, loaded when the first image is touched. */
 import type { FormatDriver } from '../core/format.ts';
 import type { ImageDrivers } from '../image/open.ts';
+import type { Personality } from './console.ts';
 
 /** Formats in probe order, and the protocols; the first of them opens plain names.
+ *  Called qemu-img, only QEMU's own formats are looked for: what a guest wrote into a raw disk must not make it another one for
+ *  programs that count on QEMU's list. The others need a name (`-f`).
  *  @param compression whether compressed data will be read or written; loading what that takes costs time at start-up. */
-export async function loadDrivers(compression: boolean): Promise<ImageDrivers> {
-  const [{ qcow2 }, { raw }, { fileProtocol }] = await Promise.all([
+export async function loadDrivers(personality: Personality, compression: boolean): Promise<ImageDrivers> {
+  const [{ qcow2 }, { addCow }, { cow }, { raw }, { fileProtocol }] = await Promise.all([
     import('../formats/qcow2/driver.ts'),
+    import('../formats/add-cow/driver.ts'),
+    import('../formats/cow/driver.ts'),
     import('../formats/raw/driver.ts'),
     import('../storage/file.ts'),
   ]);
-  const drivers = { formats: [qcow2, raw] as readonly FormatDriver[], protocols: [fileProtocol] };
+  const qemus: readonly FormatDriver[] = [qcow2, raw];
+  const formats: readonly FormatDriver[] = [qcow2, addCow, cow, raw];
+  const drivers: ImageDrivers = {
+    formats,
+    probed: personality.qemu ? qemus : formats,
+    protocols: [fileProtocol],
+  };
   if (!compression) return drivers;
   const { createCodecs } = await import('../codec/create.ts');
   return { ...drivers, codecs: createCodecs() };

@@ -3,7 +3,7 @@ import { readFileSync } from 'node:fs';
 import type { OptionSpec } from './args.ts';
 import type { Personality } from './console.ts';
 import { FORMAT_NAMES, type VerbSpec } from './verbs/common.ts';
-import { FUTURE_VERBS, findVerb, optionsFor, VERB_NAMES } from './verbs/index.ts';
+import { FUTURE_VERBS, findVerb, optionsFor, verbNames } from './verbs/index.ts';
 
 /** The qemu-img whose behaviour is reproduced; programs read it from `--version`. */
 const QEMU_VERSION = '7.2.22';
@@ -24,7 +24,7 @@ export function versionText(personality: Personality): string {
 /** What the program can do. As qemu-img the formats stand on one line, where programs look for them. */
 export function programHelp(personality: Personality): string {
   const { program, qemu } = personality;
-  const verbs = VERB_NAMES.map((name) => `  ${name.padEnd(12)}${findVerb(name)?.summary ?? ''}`);
+  const verbs = verbNames(personality).map((name) => `  ${name.padEnd(12)}${findVerb(name)?.summary ?? ''}`);
   const lines = [
     versionText(personality).trimEnd(),
     `usage: ${program} [-h | -V] COMMAND [OPTIONS] ...`,

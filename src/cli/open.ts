@@ -1,16 +1,16 @@
 /** Opens the images that a command line names: source, policy, cache modes and what is said when it fails.
  *  Owns the frame of open errors (`Could not open 'NAME': …`) and the warnings that opening brings. */
 import { isBlockError } from '../base/errors.ts';
-import { cliName, type OptionSchema } from '../base/options.ts';
-import type { ImageEvent } from '../core/format.ts';
+import { cliName, type OptionSchema, parseOptions } from '../base/options.ts';
+import type { FormatDriver, ImageEvent, SnapshotSelector } from '../core/format.ts';
 import type { Image } from '../image/image.ts';
 import { type ImageDrivers, type OpenImageOptions, openImage } from '../image/open.ts';
 import type { ReferencePolicy } from '../image/references.ts';
 import type { Cli } from './console.ts';
-import { formatNamed } from './drivers.ts';
 import { Failure } from './failure.ts';
 import type { ImageSource } from './image-source.ts';
 import { parseInteger, parseQemuSize } from './numbers.ts';
+import type { ListedOption } from './option-list.ts';
 import { describeError } from './render/describe.ts';
 import { CACHE_MODES, type CacheModeName } from './verbs/common.ts';
 
@@ -19,6 +19,18 @@ export interface OpenChoices {
   /** `-U`. */
   readonly forceShare?: boolean;
   readonly references?: ReferencePolicy;
+  /** Which files may be looked at without opening them; as `references` when not given. */
+  readonly lookAt?: ReferencePolicy;
+  /** `--with-backing`: stands for the backing file that the image records. */
+  readonly backing?: { readonly name: string; readonly format: string } | undefined;
+  /** `--open-option`. */
+  readonly openOptions?: readonly ListedOption[];
+  /** `--cow-layout`. */
+  readonly layout?: string | undefined;
+  /** `-l`: what this snapshot holds instead of the disk. */
+  readonly snapshot?: SnapshotSelector | undefined;
+  /** `-q`: a guessed format is not worth a word. */
+  readonly quiet?: boolean;
   /** Exit status when it fails. */
   readonly status?: number;
 }
@@ -34,15 +46,15 @@ export async function openSource(
   requireShareable(source, choices);
   try {
     const image = await openImage(source.name, openOptionsOf(cli, drivers, source, choices));
-    if (image.probedRaw && !image.readOnly) warnProbed(cli, source.name);
+    if (image.probedRaw) warnProbed(cli, source.name, image.format, choices);
     return image;
   } catch (error) {
     throw openFailure(cli, source.label, error, choices.status);
   }
 }
 
-/** What `openImage` and the tools need for this source.
- *  @throws {@link Failure} for open options that the format does not have. */
+/** What `openImage` and the tools need for this source. Open options are read when the format is known; those that it does not have make
+ *  opening fail with a {@link Failure} or OPTION. */
 export function openOptionsOf(
   cli: Cli,
   drivers: ImageDrivers,
@@ -53,11 +65,14 @@ export function openOptionsOf(
     ...drivers,
     format: source.format,
     readOnly: choices.readOnly ?? true,
-    options: formatOptions(drivers, source),
+    options: (driver) => ({ ...formatOptions(driver, source), ...ownOptions(driver, source, choices) }),
+    backing: choices.backing,
+    snapshot: choices.snapshot,
     references: choices.references ?? 'allow',
+    lookAt: choices.lookAt,
     probeBacking: true,
     signal: cli.signal,
-    onEvent: (event) => reportEvent(cli, event),
+    onEvent: (event) => reportEvent(cli, event, choices.quiet),
   };
 }
 
@@ -86,12 +101,9 @@ function withStatus(failure: Failure, status: number): Failure {
   });
 }
 
-function formatOptions(drivers: ImageDrivers, source: ImageSource): Record<string, unknown> {
+/** The options of `--image-opts`, in QEMU's words. */
+function formatOptions(driver: FormatDriver, source: ImageSource): Record<string, unknown> {
   const result: Record<string, unknown> = {};
-  if (source.options.size === 0) return result;
-  const format = source.format ?? '';
-  const driver = formatNamed(drivers, format);
-  if (driver === undefined) return result;
   const schema = new Map(
     Object.entries(driver.openOptions as OptionSchema).map(([key, def]) => [cliName(key, def), [key, def] as const]),
   );
@@ -99,12 +111,30 @@ function formatOptions(drivers: ImageDrivers, source: ImageSource): Record<strin
     const found = schema.get(name);
     if (found === undefined) {
       throw new Failure(
-        `Could not open '${source.label}': Block format '${format}' does not support the option '${name}'`,
+        `Could not open '${source.label}': Block format '${driver.name}' does not support the option '${name}'`,
       );
     }
     result[found[0]] = optionValue(source.label, name, found[1].kind, text);
   }
   return result;
+}
+
+/** The open option that `--cow-layout` stands for. */
+const LAYOUT_OPTION = 'layout';
+
+/** @throws {@link BlockError} OPTION; {@link Failure} */
+function ownOptions(
+  driver: FormatDriver,
+  source: ImageSource,
+  { layout, openOptions = [] }: OpenChoices,
+): Readonly<Record<string, unknown>> {
+  const pairs = openOptions.map(({ name, value }) => [name, value] as const);
+  if (layout === undefined) return parseOptions(driver.openOptions, pairs);
+  const names = Object.entries(driver.openOptions as OptionSchema).map(([key, def]) => cliName(key, def));
+  if (!names.includes(LAYOUT_OPTION)) {
+    throw new Failure(`--cow-layout: '${source.label}' is ${driver.name}, which has no layouts to choose from`);
+  }
+  return parseOptions(driver.openOptions, [[LAYOUT_OPTION, layout], ...pairs]);
 }
 
 function optionValue(label: string, name: string, kind: string, text: string): unknown {
@@ -127,7 +157,9 @@ function optionValue(label: string, name: string, kind: string, text: string): u
 }
 
 /** What happens to an image while it is open, as far as people must know it. */
-export function reportEvent(cli: Cli, event: ImageEvent): void {
+export function reportEvent(cli: Cli, event: ImageEvent, quiet = false): void {
+  // QEMU says nothing of backing files whose format it guesses.
+  if (event.type === 'warning' && event.reason === 'image.guessed' && (quiet || cli.personality.qemu)) return;
   if (event.type === 'corrupted') {
     if (!cli.personality.qemu) cli.error(`${event.node}: ${event.message}`);
     else if (event.fatal) {
@@ -143,8 +175,15 @@ export function reportEvent(cli: Cli, event: ImageEvent): void {
   else if (!cli.personality.qemu) cli.warn(event.message);
 }
 
-/** QEMU's warning when writing to an image whose format was guessed to be raw. */
-export function warnProbed(cli: Cli, name: string): void {
+/** Warns of an image whose format was guessed to be raw. QEMU does so only when it is going to be written. */
+export function warnProbed(cli: Cli, name: string, format: string, choices: OpenChoices): void {
+  if (!cli.personality.qemu) {
+    if (choices.quiet !== true) {
+      cli.warn(`'${name}' is taken for ${format}, because nothing else matches; name the format to say so`);
+    }
+    return;
+  }
+  if (choices.readOnly !== false) return;
   cli.err.write(
     `WARNING: Image format was not specified for '${name}' and probing guessed raw.\n` +
       '         Automatically detecting the format is dangerous for raw images, write operations on block 0 will be restricted.\n' +

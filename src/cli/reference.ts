@@ -39,7 +39,7 @@ function verbSection(spec: VerbSpec): string[] {
   return [
     `## ${spec.name}`,
     '',
-    `\`cowdisk ${spec.name} [OPTIONS] ${spec.operands}\``,
+    `\`cowdisk ${spec.name} [OPTIONS] ${spec.operands}\`${spec.only === undefined ? '' : ' (not as qemu-img)'}`,
     '',
     ...spec.description.flatMap((text) => [text, '']),
     ...table(spec.options),

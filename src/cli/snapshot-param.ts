@@ -1,18 +1,15 @@
-/** The snapshot that `-l` names: reading the parameter, and finding it among those of an image. Reading a snapshot's content comes later. */
-import type { Image } from '../image/image.ts';
+/** The snapshot that `-l` names: reading the parameter, and telling that it could not be opened. */
+import { isBlockError } from '../base/errors.ts';
+import type { SnapshotSelector } from '../core/format.ts';
+import type { Personality } from './console.ts';
 import { Failure } from './failure.ts';
 import { parseOptionList } from './option-list.ts';
+import { describeError } from './render/describe.ts';
 
-export interface SnapshotParam {
-  readonly id: string | undefined;
-  readonly name: string | undefined;
-  /** `text` may be either. */
-  readonly text: string | undefined;
-}
-
-/** @throws {@link Failure} in QEMU's words. */
-export function parseSnapshotParam(text: string): SnapshotParam {
-  if (!text.startsWith('snapshot.')) return { id: undefined, name: undefined, text };
+/** A text is an id or else a name; `snapshot.id=…,snapshot.name=…` says which.
+ *  @throws {@link Failure} in QEMU's words. */
+export function parseSnapshotParam(text: string): SnapshotSelector {
+  if (!text.startsWith('snapshot.')) return text;
   const values = new Map<string, string>();
   for (const { name, value } of parseOptionList(text)) {
     if (name !== 'snapshot.id' && name !== 'snapshot.name') {
@@ -20,22 +17,21 @@ export function parseSnapshotParam(text: string): SnapshotParam {
     }
     values.set(name, value);
   }
-  return { id: values.get('snapshot.id'), name: values.get('snapshot.name'), text: undefined };
+  return { id: values.get('snapshot.id'), name: values.get('snapshot.name') };
 }
 
-/** Refuses: first what qemu-img would refuse too, then because the content of snapshots cannot be read yet.
- *  @throws {@link Failure} always. */
-export async function refuseSnapshot(image: Image, param: SnapshotParam, refused: Failure): Promise<never> {
-  const { snapshots } = await image.info();
-  if (image.format === 'raw') {
-    throw new Failure(
-      "Failed to load snapshot: Block format 'raw' used by device '' does not support temporarily loading internal snapshots",
-    );
-  }
-  const found = (snapshots ?? []).some(({ id, name }) =>
-    param.text !== undefined
-      ? id === param.text || name === param.text
-      : (param.id ?? id) === id && (param.name ?? name) === name,
-  );
-  throw found ? refused : new Failure("Failed to load snapshot: Can't find snapshot");
+const REASONS: ReadonlySet<string | undefined> = new Set([
+  'image.snapshots',
+  'qcow2.snapshot-missing',
+  'qcow2.snapshot-l1-size',
+  'qcow2.snapshot-l1-offset',
+  'qcow2.snapshot-disk-size',
+]);
+
+/** The failure of opening an image, where it was the snapshot that could not be found or read.
+ *  @throws {@link Failure} in the words for that; else `failure` as it is. */
+export function throwSnapshotFailure(failure: unknown, personality: Personality): never {
+  const cause = failure instanceof Failure ? failure.cause : undefined;
+  if (!isBlockError(cause) || !REASONS.has(cause.reason)) throw failure;
+  throw new Failure(`Failed to load snapshot: ${describeError(cause, personality).text}`, { cause });
 }

@@ -89,6 +89,8 @@ export interface FormatNode {
   close(): Promise<void>;
   info(): MaybePromise<FormatInfo>;
   readonly check?: CheckFacet;
+  readonly snapshots?: SnapshotFacet | undefined;
+  readonly vmState?: VmStateFacet | undefined;
 }
 
 /** What the engine lends a format. */
@@ -131,6 +133,49 @@ export interface SnapshotInfo {
   readonly vmClockNanoseconds: bigint;
   readonly icount?: bigint;
   readonly diskSize?: number;
+}
+
+/** Names a snapshot. A text is an id or, where no snapshot has that id, a name; of an object, everything given must match.
+ *  The first one that matches is meant: names need not be unique. */
+export type SnapshotSelector = string | { readonly id?: string | undefined; readonly name?: string | undefined };
+
+/** What a new snapshot is to record; its content is the disk as it is. */
+export interface SnapshotRequest {
+  /** May be empty, and need not be unique. */
+  readonly name: string;
+  /** Seconds since 1970, and nanoseconds of the second. */
+  readonly dateSeconds: number;
+  readonly dateNanoseconds?: number;
+  /** Clock of the machine. Default 0. */
+  readonly vmClockNanoseconds?: bigint;
+  /** Bytes of the machine's state, which has been written before. With any, the state goes to the snapshot and is gone from the disk.
+   *  Default 0. */
+  readonly vmStateSize?: number;
+  /** Instruction count of the machine; not recorded when not given. */
+  readonly icount?: bigint | undefined;
+}
+
+/** Frozen contents inside the image. Changes are called alone, inside `exclusive`, and are durable when they end; at any cut the image
+ *  is as before or as after. Errors leave everything as it was.
+ *  @throws {@link BlockError} NOT_FOUND for a selector that matches nothing; UNSUPPORTED where this image cannot have snapshots; TOO_LARGE;
+ *  CORRUPT; ABORTED. */
+export interface SnapshotFacet {
+  list(): readonly SnapshotInfo[];
+  create(request: SnapshotRequest, options?: JobOptions): Promise<SnapshotInfo>;
+  /** Makes the disk what it was, its size included; the snapshot stays. */
+  apply(which: SnapshotSelector, options?: JobOptions): Promise<void>;
+  delete(which: SnapshotSelector, options?: JobOptions): Promise<void>;
+}
+
+/** Room for the state of a machine, mapped like the disk and behind its end. */
+export interface VmStateFacet {
+  /** Where it begins in the address space of the disk, bytes. */
+  readonly offset: number;
+  /** Bytes of state that can be mapped at present; reads behind them are zeros, or what the backing file has there. */
+  readonly capacity: number;
+  /** Makes room for `length` bytes. Called alone, inside `exclusive`.
+   *  @throws {@link BlockError} TOO_LARGE. */
+  reserve(length: number): Promise<void>;
 }
 
 export type CheckFix = 'none' | 'leaks' | 'all';
@@ -225,6 +270,9 @@ export interface OpenContext {
   readonly unsafe: boolean;
   /** For the tests that prove each rule by its absence. */
   readonly rules?: SafetyRules;
+  /** Open the content of this snapshot instead of the disk. Then `readOnly` is true and `forCheck` is not; only for formats whose
+   *  capabilities say `snapshots`. */
+  readonly snapshot?: SnapshotSelector | undefined;
   readonly cache: CacheBudget;
   /** Compression, on worker threads for bulk. */
   readonly codecs: Codecs;
@@ -262,6 +310,8 @@ export interface FormatCapabilities {
   readonly check: boolean;
   /** A new image without backing file reads as zero everywhere. */
   readonly zeroInit: boolean;
+  /** Images hold snapshots of themselves, which can be opened. Default false. */
+  readonly snapshots?: boolean;
 }
 
 /** Space an image would need, in bytes of its file. */

@@ -7,6 +7,7 @@ import { isPromise, type Pending } from '../base/async.ts';
 import { BlockError, hex } from '../base/errors.ts';
 import { throwIfAborted } from '../base/job.ts';
 import { alignDown, alignUp } from '../bytes/align.ts';
+import { dropAll } from './drop-all.ts';
 import type { FormatNode, WritePlan } from './format.ts';
 import { childAt, type GuestReader } from './guest-reader.ts';
 import type { Epochs } from './in-flight.ts';
@@ -321,15 +322,21 @@ export class GuestWriter {
     return true;
   }
 
-  /** Drops whole units. */
-  async unmap(offset: number, length: number): Promise<void> {
+  /** Drops whole units, where the format can. */
+  async unmap(offset: number, length: number, reveal: 'zero' | 'backing'): Promise<'done' | 'unsupported'> {
     const ticket = this.#ranges.acquire(offset, offset + length);
     try {
       if (ticket.waiting !== undefined) await ticket.waiting;
-      await this.#format.unmap?.(offset, length, 'zero');
+      return (await this.#format.unmap?.(offset, length, reveal)) ?? 'unsupported';
     } finally {
       this.#ranges.release(ticket);
     }
+  }
+
+  /** Drops everything that the layer holds, range by range; what is below shows then.
+   *  @returns false when the format cannot. */
+  dropAll(signal: AbortSignal | undefined): Promise<boolean> {
+    return dropAll(this.#format, (offset, length) => this.unmap(offset, length, 'backing'), signal);
   }
 }
 

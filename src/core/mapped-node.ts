@@ -6,11 +6,21 @@
  *  - a request is counted in the epochs before its first promise is handed out; one that ends synchronously is never seen by anybody. */
 import { Mutex, type Pending } from '../base/async.ts';
 import { BlockError, hex } from '../base/errors.ts';
-import { throwIfAborted } from '../base/job.ts';
+import { type JobOptions, throwIfAborted } from '../base/job.ts';
 import { alignDown, alignUp } from '../bytes/align.ts';
 import { type ExtentCursor, mapExtents } from './block-status.ts';
 import type { ExtentList } from './extent.ts';
-import type { EngineServices, FormatNode } from './format.ts';
+import type {
+  BackingRecord,
+  EngineServices,
+  FormatNode,
+  SnapshotFacet,
+  SnapshotInfo,
+  SnapshotRequest,
+  SnapshotSelector,
+  Standalone,
+  VmStateFacet,
+} from './format.ts';
 import { GuestReader } from './guest-reader.ts';
 import { GuestWriter } from './guest-writer.ts';
 import { Epochs } from './in-flight.ts';
@@ -127,6 +137,9 @@ export class MappedNode implements BlockNode, EngineServices {
   /** Guest bytes under the present mapping, from inside a request or an exclusive section: neither counted nor held up. Bytes past the
    *  disk's end read as zero. */
   readGuest(offset: number, into: Uint8Array): Pending {
+    if (offset >= this.size && offset >= (this.format.vmState?.offset ?? Number.POSITIVE_INFINITY)) {
+      return this.#reader.read(offset, into, undefined, false);
+    }
     const inside = Math.max(0, Math.min(into.length, this.size - offset));
     if (inside < into.length) into.fill(0, inside);
     if (inside === 0) return undefined;
@@ -168,7 +181,7 @@ export class MappedNode implements BlockNode, EngineServices {
     if (format.unmap === undefined || innerStart >= innerEnd) return undefined;
     if (this.#barrier !== undefined) return this.#afterBarrier(() => this.discard(offset, length, options));
     this.#observe(offset, length);
-    return this.#counted(this.#writer.unmap(innerStart, innerEnd - innerStart));
+    return this.#counted(this.#writer.unmap(innerStart, innerEnd - innerStart, 'zero'));
   }
 
   // ── status, flush, life cycle ────────────────────────────────────────────────────────────────
@@ -179,6 +192,20 @@ export class MappedNode implements BlockNode, EngineServices {
     if (this.#barrier !== undefined) return this.#afterBarrier(() => this.extents(offset, length, into));
     const cursor: ExtentCursor = { at: offset, end: offset + length, into, runs: new RunList(256) };
     const waiting = mapExtents(this.format, this.#backing, cursor);
+    return waiting === undefined ? undefined : this.#counted(waiting);
+  }
+
+  /** As {@link extents} of this layer alone: what it does not hold is not present, whatever lies below. */
+  layerExtents(offset: number, length: number, into: ExtentList): Pending {
+    this.#check('extents', offset, length);
+    if (length === 0) return undefined;
+    if (this.#barrier !== undefined) return this.#afterBarrier(() => this.layerExtents(offset, length, into));
+    const waiting = mapExtents(this.format, undefined, {
+      at: offset,
+      end: offset + length,
+      into,
+      runs: new RunList(256),
+    });
     return waiting === undefined ? undefined : this.#counted(waiting);
   }
 
@@ -202,6 +229,110 @@ export class MappedNode implements BlockNode, EngineServices {
     }
     return this.exclusive(async () => {
       await format.resize?.(size, options?.preallocation ?? 'off');
+    });
+  }
+
+  // ── the layer as a whole ─────────────────────────────────────────────────────────────────────
+
+  /** Records another backing file, or what the same one is like now: see {@link FormatNode.changeBacking}. Runs alone.
+   *  @throws {@link BlockError} READ_ONLY; UNSUPPORTED, reason `engine.change-backing`. */
+  async changeBacking(backing: BackingRecord | undefined): Promise<void> {
+    this.#checkWritable('change of the backing file');
+    const { format } = this;
+    if (format.changeBacking === undefined) throw this.#cannot('change-backing', 'the backing file cannot be changed');
+    await this.exclusive(async () => {
+      await format.changeBacking?.(backing);
+    });
+  }
+
+  /** Drops all that this layer holds, so that it shows its backing file: as the format does it, else range by range. Durable when it ends;
+   *  an interruption leaves it partly dropped.
+   *  @throws {@link BlockError} READ_ONLY; UNSUPPORTED, reason `engine.empty`; ABORTED. */
+  async makeEmpty(options: IoOptions = {}): Promise<void> {
+    this.#checkWritable('emptying');
+    throwIfAborted(options.signal);
+    const { format } = this;
+    if (format.makeEmpty === undefined && format.unmap === undefined) throw this.#cannot('empty', 'cannot be emptied');
+    this.#observe(0, this.size);
+    if (format.makeEmpty !== undefined) {
+      await this.exclusive(async () => {
+        await format.makeEmpty?.();
+      });
+      return;
+    }
+    while (this.#barrier !== undefined) await this.#barrier;
+    const dropped = this.#writer.dropAll(options.signal);
+    await this.#counted(dropped);
+    if (!(await dropped)) throw this.#cannot('empty', 'cannot be emptied');
+    await this.flush();
+  }
+
+  /** Makes the data file an image of its own: see {@link FormatNode.detach}. Runs alone.
+   *  @throws {@link BlockError} READ_ONLY; UNSUPPORTED, reason `engine.detach`; INVALID_ARGUMENT where this layer does not hold everything. */
+  async detach(): Promise<Standalone> {
+    this.#checkWritable('detaching');
+    const detach = this.format.detach?.bind(this.format);
+    if (detach === undefined) throw this.#cannot('detach', 'has no data file of its own that could stand alone');
+    return await this.exclusive(detach);
+  }
+
+  // ── snapshots, and the state of a machine ────────────────────────────────────────────────────
+
+  /** Freezes the present content: see {@link SnapshotFacet}. Runs alone. @throws {@link BlockError} READ_ONLY; UNSUPPORTED, reason `engine.snapshots`. */
+  createSnapshot(request: SnapshotRequest, options?: JobOptions): Promise<SnapshotInfo> {
+    return this.#withSnapshots('snapshot', (snapshots) => snapshots.create(request, options));
+  }
+
+  /** Makes the disk what it was: see {@link SnapshotFacet}. Runs alone. @throws as {@link createSnapshot}. */
+  applySnapshot(which: SnapshotSelector, options?: JobOptions): Promise<void> {
+    return this.#withSnapshots('applying a snapshot', (snapshots) => {
+      this.#observe(0, this.size);
+      return snapshots.apply(which, options);
+    });
+  }
+
+  /** See {@link SnapshotFacet}. Runs alone. @throws as {@link createSnapshot}. */
+  deleteSnapshot(which: SnapshotSelector, options?: JobOptions): Promise<void> {
+    return this.#withSnapshots('deleting a snapshot', (snapshots) => snapshots.delete(which, options));
+  }
+
+  async #withSnapshots<T>(what: string, change: (snapshots: SnapshotFacet) => Promise<T>): Promise<T> {
+    this.#checkWritable(what);
+    const { snapshots } = this.format;
+    if (snapshots === undefined) throw this.#cannot('snapshots', 'cannot hold snapshots of itself');
+    return await this.exclusive(() => change(snapshots));
+  }
+
+  /** Reads the state of a machine, from byte `offset` of it on. What was never written is zeros, or what the backing file has there.
+   *  @throws {@link BlockError} UNSUPPORTED, reason `engine.vm-state`. */
+  async readVmState(offset: number, into: Uint8Array, options?: IoOptions): Promise<void> {
+    this.#checkOpen('read of VM state');
+    this.#vmState(offset);
+    while (this.#barrier !== undefined) await this.#barrier;
+    await this.event('vmstate_load');
+    await this.#reader.read(this.#vmState(offset).offset + offset, into, options, true);
+  }
+
+  /** Writes the state of a machine, which is no part of the disk and has no fixed size.
+   *  @throws {@link BlockError} READ_ONLY; UNSUPPORTED, reason `engine.vm-state`; TOO_LARGE. */
+  async writeVmState(offset: number, from: Uint8Array, options?: IoOptions): Promise<void> {
+    this.#checkWritable('write of VM state');
+    const end = offset + from.length;
+    await this.event('vmstate_save');
+    while (this.#barrier !== undefined || this.#vmState(offset).capacity < end) {
+      if (this.#barrier !== undefined) await this.#barrier;
+      else await this.exclusive(() => this.#vmState(offset).reserve(end));
+    }
+    await this.#writer.write(this.#vmState(offset).offset + offset, from, options);
+  }
+
+  #vmState(offset: number): VmStateFacet {
+    const { vmState } = this.format;
+    if (vmState === undefined) throw this.#cannot('vm-state', 'has no room for the state of a machine');
+    if (Number.isSafeInteger(offset) && offset >= 0) return vmState;
+    throw new BlockError('OUT_OF_RANGE', `${this.driver} "${this.name}": VM state at ${offset}`, {
+      reason: 'engine.range',
+      details: { offset },
     });
   }
 
@@ -268,7 +399,7 @@ export class MappedNode implements BlockNode, EngineServices {
 
   // ── plumbing ─────────────────────────────────────────────────────────────────────────────────
 
-  async #counted(work: Promise<void>): Promise<void> {
+  async #counted(work: Promise<unknown>): Promise<void> {
     const request = this.epochs.begin();
     try {
       await work;
@@ -319,6 +450,19 @@ export class MappedNode implements BlockNode, EngineServices {
   #checkWrite(what: string, offset: number, length: number): void {
     this.#check(what, offset, length);
     if (this.format.readOnly || this.format.prepareWrite === undefined) throw this.#readOnly(what);
+  }
+
+  #checkWritable(what: string): void {
+    this.#checkOpen(what);
+    if (this.format.readOnly) throw this.#readOnly(what);
+  }
+
+  #cannot(reason: string, what: string): BlockError {
+    const { format } = this.format;
+    return new BlockError('UNSUPPORTED', `${format} "${this.name}": ${what}`, {
+      reason: `engine.${reason}`,
+      details: { format },
+    });
   }
 
   #readOnly(what: string): BlockError {

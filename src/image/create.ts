@@ -85,7 +85,8 @@ export async function planCreate(target: string | ByteStore, options: CreateImag
     if (keys.backingFormat !== undefined && backing.format !== undefined) input[keys.backingFormat] = backing.format;
   }
   const size = chosenSize(name, options, input, keys, backing?.size);
-  if (keys.size !== undefined) input[keys.size] = size;
+  // A format may know better than the backing file, as long as nobody has asked for a size.
+  if (keys.size !== undefined && options.size !== undefined) input[keys.size] = size;
   const resolved = resolveOptions(driver.createOptions, input as OptionsInput<FormatDriver['createOptions']>);
   return new Plan(target, name, driver, size, resolved, backing, options);
 }
@@ -206,14 +207,16 @@ async function lookAt(
   options: CreateImageOptions,
 ): Promise<{ readonly size: number; readonly format: string }> {
   try {
-    const { formats, protocols, codecs, signal } = options;
+    const { formats, probed, protocols, codecs, signal } = options;
     const image = await openImage(resolved, {
       formats,
+      probed,
       protocols,
       codecs,
       signal,
       format,
       references: 'layer-only',
+      lookAt: options.references ?? 'allow',
     });
     const facts = { size: image.virtualSize, format: image.format };
     await image.close();

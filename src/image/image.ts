@@ -2,10 +2,21 @@
  *  Owns the closing of everything that was opened for it, and the guard of guessed raw images.
  *  Invariant: an image whose format was guessed to be raw is never written so that the next probe finds another format. */
 import { BlockError } from '../base/errors.ts';
-import { Pacer, throwIfAborted } from '../base/job.ts';
+import { type JobOptions, Pacer, throwIfAborted } from '../base/job.ts';
 import { MiB } from '../base/sizes.ts';
 import { type Extent, ExtentList } from '../core/extent.ts';
-import type { CheckOptions, CheckResult, FormatDriver, FormatInfo, FormatNode, ImageEvent } from '../core/format.ts';
+import type {
+  CheckOptions,
+  CheckResult,
+  FormatDriver,
+  FormatInfo,
+  FormatNode,
+  ImageEvent,
+  SnapshotInfo,
+  SnapshotRequest,
+  SnapshotSelector,
+} from '../core/format.ts';
+import type { MappedNode } from '../core/mapped-node.ts';
 import type { BlockNode } from '../core/node.ts';
 import type { WriteOptions, ZeroOptions } from '../core/store.ts';
 import type { EventHub } from './events.ts';
@@ -34,15 +45,22 @@ export interface ExtentsOptions {
   readonly signal?: AbortSignal | undefined;
 }
 
+/** A snapshot that is to be made. */
+export interface NewSnapshot extends Omit<SnapshotRequest, 'dateSeconds' | 'dateNanoseconds'> {
+  /** When it was made: the library has no clock of its own. */
+  readonly date: Date;
+}
+
 /** What `openImage` hands over. */
 export interface ImageParts {
-  readonly node: BlockNode;
+  readonly node: MappedNode;
   readonly name: string;
   readonly format: string;
   readonly readOnly: boolean;
   /** The formats that were probed, when nothing but the one that matches everything did. */
   readonly guessedAmong: readonly FormatDriver[] | undefined;
   readonly backingName: string | undefined;
+  readonly backingFormat: string | undefined;
   readonly hub: EventHub;
   /** Everything that was opened by name. */
   readonly files: readonly BlockNode[];
@@ -54,7 +72,7 @@ const HEAD_BYTES = 2048;
 /** One opened image. Offsets and lengths are bytes of the guest disk. */
 export class Image implements AsyncDisposable {
   /** The node behind it, for tools and servers. */
-  readonly node: BlockNode;
+  readonly node: MappedNode;
   /** As it was given to `openImage`. */
   readonly name: string;
   /** Name of the format driver. */
@@ -62,6 +80,9 @@ export class Image implements AsyncDisposable {
   readonly readOnly: boolean;
   /** The name that the recorded backing file name means from here; `undefined` where there is none or it cannot be told. */
   readonly backingName: string | undefined;
+  /** The format that the backing file is opened as: as recorded, as the format of this image has it, or as the caller chose; `undefined` where
+   *  it has to be found out. */
+  readonly backingFormat: string | undefined;
   readonly #parts: ImageParts;
   #closing: Promise<void> | undefined;
 
@@ -73,6 +94,7 @@ export class Image implements AsyncDisposable {
     this.format = parts.format;
     this.readOnly = parts.readOnly;
     this.backingName = parts.backingName;
+    this.backingFormat = parts.backingFormat;
   }
 
   /** The format was not given, and nothing but `raw` matched: writes that would make it look like another format are refused. */
@@ -201,6 +223,39 @@ export class Image implements AsyncDisposable {
       });
     }
     return check.check(options);
+  }
+
+  /** The snapshots that the image holds of itself, oldest first. */
+  get snapshots(): readonly SnapshotInfo[] {
+    return this.#formatNode().snapshots?.list() ?? [];
+  }
+
+  /** Freezes the present content under a name. It takes no copy: what changes afterwards is written elsewhere.
+   *  @throws {@link BlockError} UNSUPPORTED, reasons `engine.snapshots`, `qcow2.snapshot-data-file`; READ_ONLY; TOO_LARGE, reasons
+   *  `qcow2.snapshot-count`, `qcow2.snapshot-table-limit`, `qcow2.snapshot-refcount`; INVALID_ARGUMENT `qcow2.snapshot-request`; then nothing
+   *  has changed. */
+  async createSnapshot(snapshot: NewSnapshot, options?: JobOptions): Promise<SnapshotInfo> {
+    const { date, ...request } = snapshot;
+    const milliseconds = date.getTime();
+    return await this.node.createSnapshot(
+      {
+        ...request,
+        dateSeconds: Math.floor(milliseconds / 1000),
+        dateNanoseconds: (((milliseconds % 1000) + 1000) % 1000) * 1_000_000,
+      },
+      options,
+    );
+  }
+
+  /** Makes the disk what it was, its size included; the snapshot stays. A text is an id or, where no snapshot has that id, a name.
+   *  @throws {@link BlockError} NOT_FOUND, reason `qcow2.snapshot-missing`; as {@link createSnapshot}. */
+  async applySnapshot(which: SnapshotSelector, options?: JobOptions): Promise<void> {
+    await this.node.applySnapshot(which, options);
+  }
+
+  /** @throws as {@link applySnapshot}. */
+  async deleteSnapshot(which: SnapshotSelector, options?: JobOptions): Promise<void> {
+    await this.node.deleteSnapshot(which, options);
   }
 
   /** Hears events of one type, or `'*'` for all. @returns stops it. */

@@ -4,12 +4,19 @@
  *  is never opened a second time; after a failure nothing that was opened here stays open. */
 import { BlockError, isBlockError } from '../base/errors.ts';
 import { throwIfAborted } from '../base/job.ts';
-import { type OptionsInput, resolveOptions } from '../base/options.ts';
+import { type OptionSchema, type OptionsInput, type OptionsOf, resolveOptions } from '../base/options.ts';
 import { MiB } from '../base/sizes.ts';
 import type { Codecs } from '../codec/codecs.ts';
 import { createCodecs } from '../codec/create.ts';
-import type { FormatDriver, ImageEvent, OpenContext, Reference, ReferenceStatus } from '../core/format.ts';
-import { mappedNode } from '../core/mapped-node.ts';
+import type {
+  FormatDriver,
+  ImageEvent,
+  OpenContext,
+  Reference,
+  ReferenceStatus,
+  SnapshotSelector,
+} from '../core/format.ts';
+import { type MappedNode, mappedNode } from '../core/mapped-node.ts';
 import type { BlockNode } from '../core/node.ts';
 import type { ProtocolDriver } from '../core/protocol.ts';
 import type { SafetyRules } from '../core/safety.ts';
@@ -36,23 +43,31 @@ const DEFAULT_CACHE = 32 * MiB;
 export interface ImageDrivers {
   /** In probe order: the first of equal scores wins. */
   readonly formats: readonly FormatDriver[];
+  /** Formats that are looked for where none is named or recorded, in probe order; the others must be named. Default: `formats`. */
+  readonly probed?: readonly FormatDriver[] | undefined;
   /** The first one opens names without a known prefix. */
   readonly protocols: readonly ProtocolDriver[];
   /** Compression, on worker threads for bulk; in this thread when not given. */
   readonly codecs?: Codecs | undefined;
 }
 
+/** Open options by their TypeScript names, or what gives them once the format is known. */
+export type OpenOptionsInput =
+  | Readonly<Record<string, unknown>>
+  | ((driver: FormatDriver) => Readonly<Record<string, unknown>>);
+
 export interface OpenImageOptions extends ImageDrivers {
   /** Format name (`qcow2`); probed when not given. */
   readonly format?: string | undefined;
   /** Default true. */
   readonly readOnly?: boolean | undefined;
-  /** Open options of the format, by their TypeScript names. */
-  readonly options?: Readonly<Record<string, unknown>> | undefined;
+  /** Open options of the format, by their TypeScript names; a function is told which format it turned out to be. */
+  readonly options?: OpenOptionsInput | undefined;
   /** Default `deny`. */
   readonly references?: ReferencePolicy | undefined;
-  /** `false`: backing files stay unopened whatever `references` says (`info`, `check`). Default true. */
-  readonly openBacking?: boolean | undefined;
+  /** `false`: backing files stay unopened whatever `references` says (`info`, `check`); a number: those below so many stay unopened.
+   *  Default true. */
+  readonly openBacking?: boolean | number | undefined;
   /** The backing file of this image, whatever the image records: its recorded name is usually from another machine. Not asked of
    *  `references`, because the caller names it. Relative to the working directory. */
   readonly backing?: { readonly name: string; readonly format: string } | undefined;
@@ -71,6 +86,8 @@ export interface OpenImageOptions extends ImageDrivers {
   readonly forCheck?: boolean | undefined;
   /** Only facts are asked for (info): what guest data would need, a key for one, may be missing. Default false. */
   readonly metadataOnly?: boolean | undefined;
+  /** Open what this snapshot holds instead of the disk; `readOnly` only. The layers below are those of the disk. */
+  readonly snapshot?: SnapshotSelector | undefined;
   /** What the image is called in messages, and where the names in it start from; the name of `source` when not given. */
   readonly name?: string | undefined;
   /** For the tests that prove each rule of the write path by its absence. */
@@ -85,6 +102,8 @@ export interface OpenImageOptions extends ImageDrivers {
  *  @param source a name, or an open store; the image then owns the store and closes it with itself.
  *  @throws {@link BlockError} NOT_FOUND, ACCESS, WRONG_FORMAT, CORRUPT, UNSUPPORTED, REFERENCE_DENIED, CHAIN, …
  *  `image.unknown-format` (details `{ format }`): no driver has that name; `image.not-recognised`: nothing matches and raw was not among the formats;
+ *  OPTION (details `{ format }`) for open options that the format does not have;
+ *  `image.snapshots`, `image.snapshot-read-only`, and NOT_FOUND from the format, for `snapshot`;
  *  `image.backing` / `image.data-file` / `image.extent-file`: a file that the image names could not be opened (details `{ name, file, resolved }`, the
  *  reason is `cause`); `reference.denied`, `reference.json`, `reference.unprobed`, `chain.cycle`, `chain.depth`. */
 export async function openImage(source: string | BlockNode, options: OpenImageOptions): Promise<Image> {
@@ -117,9 +136,10 @@ class Opening {
   readonly #hub = new EventHub();
   /** Everything opened by name, in that order. */
   readonly #opened: BlockNode[] = [];
-  #backingName: string | undefined;
-  /** Whether the image had a place for the backing file that the caller chose. */
-  #overridden = false;
+  #backing: { readonly name: string | undefined; readonly format: string | undefined } | undefined;
+  /** Names that the image records, for which the caller's choice of a backing file stands. Those met once the image is open are new ones. */
+  readonly #overridden = new Set<string>();
+  #isOpen = false;
 
   constructor(options: OpenImageOptions) {
     this.#options = options;
@@ -135,17 +155,21 @@ class Opening {
     const name = this.#options.name ?? (typeof source === 'string' ? source : source.name);
     const known = format === undefined ? undefined : requireFormat(format, name, formats);
     const layer = await this.#topLayer(source, name, readOnly);
-    const probed = known === undefined ? await probeFormat(layer.file, name, formats) : undefined;
+    const among = this.#options.probed ?? formats;
+    const probed = known === undefined ? await probeFormat(layer.file, name, among) : undefined;
     const driver = known ?? (probed as { readonly driver: FormatDriver }).driver;
+    requireSnapshots(this.#options, driver, name);
     const node = await this.#openLayer(layer, driver, options ?? {}, forCheck === true, unsafe === true);
-    requireOverrideUsed(this.#options.backing, this.#overridden, name);
+    requireOverrideUsed(this.#options.backing, this.#overridden.size > 0, name);
+    this.#isOpen = true;
     return new Image({
       node,
       name,
       format: driver.name,
       readOnly,
-      guessedAmong: probed?.guessed === true ? formats : undefined,
-      backingName: this.#backingName,
+      guessedAmong: probed?.guessed === true ? among : undefined,
+      backingName: this.#backing?.name,
+      backingFormat: this.#backing?.format,
       hub: this.#hub,
       files: this.#opened,
     });
@@ -189,10 +213,10 @@ class Opening {
   async #openLayer(
     layer: Layer,
     driver: FormatDriver,
-    options: Readonly<Record<string, unknown>>,
+    options: OpenOptionsInput,
     forCheck: boolean,
     unsafe: boolean,
-  ): Promise<BlockNode> {
+  ): Promise<MappedNode> {
     const { signal, metadataOnly, rules } = this.#options;
     throwIfAborted(signal);
     const context: OpenContext = {
@@ -203,6 +227,7 @@ class Opening {
       metadataOnly: metadataOnly === true,
       unsafe,
       ...(rules === undefined ? {} : { rules }),
+      snapshot: layer.depth === 1 ? this.#options.snapshot : undefined,
       cache: this.#budget,
       codecs: this.#codecs,
       openReference: (reference) => this.#follow(reference, layer),
@@ -210,10 +235,7 @@ class Opening {
       report: (event) => this.#hub.emit(event),
       signal,
     };
-    const format = await driver.open(
-      context,
-      resolveOptions(driver.openOptions, options as OptionsInput<FormatDriver['openOptions']>),
-    );
+    const format = await driver.open(context, resolveFor(driver, layer.name, options));
     return mappedNode(format, { name: layer.name, ...(rules === undefined ? {} : { rules }) });
   }
 
@@ -221,9 +243,11 @@ class Opening {
   async #follow(recorded: Reference, from: Layer): Promise<BlockNode> {
     const override = this.#overrideOf(recorded, from);
     const reference = override?.reference ?? recorded;
-    if (reference.role === 'backing' && this.#options.openBacking === false) return this.#leaveBacking(reference, from);
+    if (reference.role === 'backing' && !this.#opensBelow(from.depth)) {
+      return this.#leaveBacking(reference, override?.target, from);
+    }
     const target = override?.target ?? resolveReference(reference, from.name, this.#options.protocols);
-    if (reference.role === 'backing' && from.depth === 1) this.#backingName = target.resolved;
+    this.#noteBacking(reference, target.resolved, from);
     const asked = { ...reference, resolved: target.resolved, from: from.name };
     if (override === undefined && decideReference(this.#policy, asked) === 'leave') {
       return new UnopenedNode(target.resolved, () => deniedReference(asked, "references: 'layer-only'"));
@@ -235,6 +259,17 @@ class Opening {
     }
   }
 
+  /** Whether the backing file of the layer at `depth` is to be opened. */
+  #opensBelow(depth: number): boolean {
+    const { openBacking = true } = this.#options;
+    return typeof openBacking === 'number' ? depth <= openBacking : openBacking;
+  }
+
+  #noteBacking(reference: Reference, resolved: string | undefined, from: Layer): void {
+    if (reference.role !== 'backing' || from.depth !== 1) return;
+    this.#backing = { name: resolved, format: reference.format === '' ? undefined : reference.format };
+  }
+
   /** The caller's backing file in place of the recorded one. */
   #overrideOf(
     recorded: Reference,
@@ -242,7 +277,8 @@ class Opening {
   ): { readonly reference: Reference; readonly target: ReferenceTarget } | undefined {
     const { backing, protocols } = this.#options;
     if (backing === undefined || recorded.role !== 'backing' || from.depth !== 1) return undefined;
-    this.#overridden = true;
+    if (!this.#isOpen) this.#overridden.add(recorded.name);
+    else if (!this.#overridden.has(recorded.name)) return undefined;
     const { name, format } = backing;
     return {
       reference: { ...recorded, name, format },
@@ -263,15 +299,24 @@ class Opening {
     return await statusOf(protocol, resolved);
   }
 
+  #warnGuessed(name: string, format: string): void {
+    this.#hub.emit({
+      type: 'warning',
+      node: name,
+      reason: 'image.guessed',
+      message: `"${name}": the image above it does not record its format, and nothing but ${format} matches: it is read as ${format}`,
+    });
+  }
+
   /** The name may be anything, even one that could never be opened: nobody asks for it. */
-  #leaveBacking(reference: Reference, from: Layer): BlockNode {
+  #leaveBacking(reference: Reference, target: ReferenceTarget | undefined, from: Layer): BlockNode {
     let resolved: string | undefined;
     try {
-      resolved = resolveReference(reference, from.name, this.#options.protocols).resolved;
+      resolved = (target ?? resolveReference(reference, from.name, this.#options.protocols)).resolved;
     } catch (error) {
       if (!isBlockError(error)) throw error;
     }
-    if (from.depth === 1) this.#backingName = resolved;
+    this.#noteBacking(reference, resolved, from);
     const asked = { ...reference, resolved: resolved ?? reference.name, from: from.name };
     return new UnopenedNode(asked.resolved, () => deniedReference(asked, 'openBacking: false'));
   }
@@ -304,16 +349,55 @@ class Opening {
   }
 
   async #layerFormat(reference: Reference, layer: Layer): Promise<FormatDriver> {
-    const { formats, probeBacking } = this.#options;
+    const { formats, probed, probeBacking } = this.#options;
     if (reference.format !== undefined && reference.format !== '') {
       return requireFormat(reference.format, layer.name, formats);
     }
-    if (probeBacking === true) return (await probeFormat(layer.file, layer.name, formats)).driver;
+    if (probeBacking === true) {
+      const { driver, guessed } = await probeFormat(layer.file, layer.name, probed ?? formats);
+      if (guessed) this.#warnGuessed(layer.name, driver.name);
+      return driver;
+    }
     throw new BlockError(
       'REFERENCE_DENIED',
       `"${layer.name}": the image above it does not record its format, and probing a backing file is unsafe; pass probeBacking: true to allow it`,
       { reason: 'reference.unprobed', details: { name: layer.name } },
     );
+  }
+}
+
+/** The options of an image, complete. @throws OPTION, whose message names the format. */
+function resolveFor(driver: FormatDriver, name: string, options: OpenOptionsInput): OptionsOf<OptionSchema> {
+  try {
+    const given = typeof options === 'function' ? options(driver) : options;
+    return resolveOptions(driver.openOptions, given as OptionsInput<OptionSchema>);
+  } catch (error) {
+    if (!isBlockError(error) || error.code !== 'OPTION') throw error;
+    throw new BlockError('OPTION', `${driver.name} "${name}": ${error.message}`, {
+      ...(error.reason === undefined ? {} : { reason: error.reason }),
+      details: { ...error.details, format: driver.name },
+      cause: error,
+    });
+  }
+}
+
+/** @throws UNSUPPORTED, reason `image.snapshots`; INVALID_ARGUMENT, reason `image.snapshot-read-only`. */
+function requireSnapshots(
+  { snapshot, readOnly, forCheck }: OpenImageOptions,
+  driver: FormatDriver,
+  name: string,
+): void {
+  if (snapshot === undefined) return;
+  if (driver.capabilities.snapshots !== true) {
+    throw new BlockError('UNSUPPORTED', `${driver.name} "${name}": holds no snapshots that could be opened`, {
+      reason: 'image.snapshots',
+      details: { format: driver.name },
+    });
+  }
+  if (readOnly === false || forCheck === true) {
+    throw new BlockError('INVALID_ARGUMENT', `${driver.name} "${name}": a snapshot can only be read`, {
+      reason: 'image.snapshot-read-only',
+    });
   }
 }
 

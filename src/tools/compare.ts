@@ -204,7 +204,8 @@ function firstDifferentSector(a: Uint8Array, b: Uint8Array): number | undefined 
   return start;
 }
 
-function areEqual(a: Uint8Array, b: Uint8Array, start: number, end: number): boolean {
+/** Whether `[start, end)` of both is the same. */
+export function areEqual(a: Uint8Array, b: Uint8Array, start: number, end: number): boolean {
   if (memcmp !== undefined) return memcmp.call(a, b, start, end, start, end) === 0;
   for (let i = start; i < end; i++) if (a[i] !== b[i]) return false;
   return true;

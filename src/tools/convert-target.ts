@@ -156,8 +156,8 @@ export async function planTarget(
 }
 
 function pick(options: ConvertOptions) {
-  const { formats, protocols, codecs, signal } = options;
-  return { formats, protocols, codecs, signal };
+  const { formats, probed, protocols, codecs, signal } = options;
+  return { formats, probed, protocols, codecs, signal };
 }
 
 export function isUnsafe(options: ConvertOptions): boolean {
@@ -177,6 +177,7 @@ export async function createTarget(plan: CreatePlan, options: ConvertOptions): P
   let made: { discard(): Promise<void> } | undefined;
   try {
     const openOptions = windowOption(driver, plan.size, file);
+    const { backing } = plan;
     made = await plan.format(file.file);
     const image = await openImage(file.file, {
       ...openingOptions(options),
@@ -186,6 +187,8 @@ export async function createTarget(plan: CreatePlan, options: ConvertOptions): P
       options: openOptions,
       readOnly: false,
       references: ownReferences(name, options.references ?? 'deny'),
+      // Not every format records its base's format.
+      ...(backing?.format === undefined ? {} : { backing: { name: backing.resolved, format: backing.format } }),
     });
     return new NewFile(image, file, made, driver, plan, options);
   } catch (error) {

@@ -7,7 +7,7 @@ import { MiB } from '../base/sizes.ts';
 import { backingChain } from '../core/node.ts';
 import type { BackingChoice, CreatePlan } from '../image/create.ts';
 import { Image } from '../image/image.ts';
-import { type ImageDrivers, type OpenImageOptions, openImage } from '../image/open.ts';
+import { type ImageDrivers, type OpenImageOptions, type OpenOptionsInput, openImage } from '../image/open.ts';
 import type { ReferencePolicy } from '../image/references.ts';
 import { DiskCopy } from './convert-copy.ts';
 import { SourceDisk, type SourcePart } from './convert-source.ts';
@@ -25,7 +25,7 @@ import {
  *  `writethrough` and `directsync` after every write. The page cache is used in every mode. */
 export type CacheMode = 'none' | 'writeback' | 'writethrough' | 'directsync' | 'unsafe';
 
-export interface ConvertSource extends Pick<OpenImageOptions, 'format' | 'options'> {
+export interface ConvertSource extends Pick<OpenImageOptions, 'format' | 'options' | 'backing' | 'snapshot'> {
   readonly name: string;
 }
 
@@ -40,7 +40,7 @@ export interface ConvertTarget {
   /** Write into an image that is there already (`-n`). */
   readonly existing?: boolean | undefined;
   /** Open options of an `existing` target. */
-  readonly openOptions?: Readonly<Record<string, unknown>> | undefined;
+  readonly openOptions?: OpenOptionsInput | undefined;
 }
 
 export interface ConvertOptions extends JobOptions, ImageDrivers {
@@ -150,14 +150,17 @@ function refusal(reason: string, message: string, details: Readonly<Record<strin
 
 async function openSource(source: string | ConvertSource | Image, options: ConvertOptions): Promise<Image> {
   if (source instanceof Image) return source;
-  const { formats, protocols, codecs, references, probeBacking, cacheBytes, signal, onEvent } = options;
+  const { formats, probed, protocols, codecs, references, probeBacking, cacheBytes, signal, onEvent } = options;
   const {
     name,
     format,
+    backing,
+    snapshot,
     options: openOptions,
   } = typeof source === 'string' ? { name: source } : (source as ConvertSource);
   return openImage(name, {
     formats,
+    probed,
     protocols,
     codecs,
     references,
@@ -166,6 +169,8 @@ async function openSource(source: string | ConvertSource | Image, options: Conve
     signal,
     onEvent,
     format,
+    backing,
+    snapshot,
     options: openOptions,
   });
 }

@@ -1,6 +1,6 @@
 /** Facts of an image and of its chain, as `qemu-img info` shows them. Prints nothing.
  *  Invariant: guest data is never read, and a backing file is opened only to tell its own facts. */
-import { BlockError } from '../base/errors.ts';
+import { BlockError, isBlockError } from '../base/errors.ts';
 import type { SnapshotInfo } from '../core/format.ts';
 import type { BlockNode, ChildRole } from '../core/node.ts';
 import type { Image } from '../image/image.ts';
@@ -13,6 +13,8 @@ export interface BackingInfo {
   readonly name: string;
   /** As recorded; `undefined` when the image records none. */
   readonly format: string | undefined;
+  /** What it is opened as: that, or what the image's format takes for granted, or what the caller chose; `undefined` where it has to be found out. */
+  readonly opensAs: string | undefined;
   /** What the name means from here; `undefined` when that cannot be determined. */
   readonly resolved: string | undefined;
 }
@@ -55,7 +57,7 @@ export interface ImageInfo {
  *  counts; by default they stay unopened, and `actualSize` is unknown then.
  *  @throws {@link BlockError} as `openImage`. */
 export async function imageInfo(source: string | Image, options: OpenImageOptions): Promise<ImageInfo> {
-  if (typeof source !== 'string') return factsOf(source);
+  if (typeof source !== 'string') return factsOf(source, options);
   const image = await openImage(source, {
     ...options,
     references: options.references ?? 'layer-only',
@@ -64,7 +66,7 @@ export async function imageInfo(source: string | Image, options: OpenImageOption
     metadataOnly: true,
   });
   try {
-    return await factsOf(image);
+    return await factsOf(image, options);
   } finally {
     await image.close();
   }
@@ -79,7 +81,8 @@ export async function chainInfo(source: string, options: OpenImageOptions): Prom
   const limit = options.maxDepth ?? 256;
   const policy = options.references ?? 'deny';
   let name = source;
-  let format = options.format;
+  // Options, format and backing file that the caller chose are those of the top.
+  let { format, backing, options: openOptions } = options;
   for (;;) {
     if (infos.length >= limit) {
       throw new BlockError('CHAIN', `"${source}": the backing chain is deeper than ${limit} layers (option maxDepth)`, {
@@ -87,23 +90,26 @@ export async function chainInfo(source: string, options: OpenImageOptions): Prom
         details: { depth: infos.length + 1, maxDepth: limit, name },
       });
     }
-    const { info, identity } = await layerInfo(name, { ...options, references: dataPolicy(policy), format });
+    const references = dataPolicy(policy);
+    const opening = { ...options, references, lookAt: options.lookAt ?? policy, format, backing, options: openOptions };
+    const { info, identity } = await layerInfo(name, opening);
     for (const key of [`name:${name}`, `identity:${identity ?? name}`]) {
       if (infos.length > 0 && seen.has(key)) throw loop(source, name);
     }
     seen.add(`name:${name}`).add(`identity:${identity ?? name}`);
     infos.push(info);
     if (info.backing === undefined) return infos;
-    const reference = {
-      role: 'backing',
-      name: info.backing.name,
-      format: info.backing.format,
-      readOnly: true,
-    } as const;
-    const { resolved } = resolveReference(reference, name, options.protocols);
-    if (decideReference(policy, { ...reference, resolved, from: name }) === 'leave') return infos;
-    name = resolved;
-    format = requireRecordedFormat(info.backing.format, resolved, options);
+    if (backing !== undefined) ({ name, format } = backing);
+    else {
+      const { name: recorded, opensAs } = info.backing;
+      const reference = { role: 'backing', name: recorded, format: opensAs, readOnly: true } as const;
+      const { resolved } = resolveReference(reference, name, options.protocols);
+      if (decideReference(policy, { ...reference, resolved, from: name }) === 'leave') return infos;
+      name = resolved;
+      format = requireRecordedFormat(opensAs, resolved, options);
+    }
+    backing = undefined;
+    openOptions = undefined;
   }
 }
 
@@ -139,13 +145,13 @@ async function layerInfo(
   const image = await openImage(name, { ...options, readOnly: true, openBacking: false, metadataOnly: true });
   try {
     const status = await image.node.status?.();
-    return { info: await factsOf(image), identity: status?.identity };
+    return { info: await factsOf(image, options), identity: status?.identity };
   } finally {
     await image.close();
   }
 }
 
-async function factsOf(image: Image): Promise<ImageInfo> {
+async function factsOf(image: Image, options: OpenImageOptions): Promise<ImageInfo> {
   const facts = await image.info();
   const { backing } = facts;
   return {
@@ -157,12 +163,29 @@ async function factsOf(image: Image): Promise<ImageInfo> {
     encrypted: facts.encrypted === true,
     dirty: facts.dirty,
     backing:
-      backing === undefined ? undefined : { name: backing.name, format: backing.format, resolved: image.backingName },
+      backing === undefined
+        ? undefined
+        : {
+            name: backing.name,
+            format: backing.format,
+            opensAs: image.backingFormat ?? backing.format,
+            resolved: image.backingName ?? resolvedName(image, backing.name, options),
+          },
     snapshots: facts.snapshots ?? [],
     specific: facts.specific,
     children: await childrenOf(image.node),
     probedRaw: image.probedRaw,
   };
+}
+
+/** What the name means, where the image has not asked: it may need its backing file no longer. */
+function resolvedName(image: Image, name: string, { protocols }: OpenImageOptions): string | undefined {
+  try {
+    return resolveReference({ role: 'backing', name, readOnly: true }, image.name, protocols).resolved;
+  } catch (error) {
+    if (!isBlockError(error)) throw error;
+    return undefined;
+  }
 }
 
 /** Space of a node's own files; `undefined` when one of them does not tell. */

@@ -5,6 +5,9 @@ import { assert } from '../base/errors.ts';
 import { EXTENT, ExtentList } from '../core/extent.ts';
 import type { BlockNode } from '../core/node.ts';
 
+/** What a cursor walks over: a node, or one layer of it. */
+export type StatusSource = Pick<BlockNode, 'name' | 'size' | 'extents'>;
+
 export class StatusCursor {
   /** Union of {@link EXTENT} bits. */
   flags = 0;
@@ -13,11 +16,11 @@ export class StatusCursor {
   depth = 0;
   /** Its place in a file is known. */
   hasOffset = false;
-  readonly #node: BlockNode;
+  readonly #node: StatusSource;
   readonly #list = new ExtentList(512);
   #index = 0;
 
-  constructor(node: BlockNode) {
+  constructor(node: StatusSource) {
     this.#node = node;
     this.#list.reset(-1);
   }

@@ -29,7 +29,7 @@ describe('completion', () => {
       const script = `source '${file}'; COMP_WORDS=(${list}); COMP_CWORD=${words.length - 1}; _cowdisk; echo "\${COMPREPLY[@]}"`;
       return execFileSync('bash', ['-c', script], { encoding: 'utf8' }).trim().split(' ');
     };
-    expect(complete('cowdisk', 'co')).toEqual(['compare', 'convert', 'completion']);
+    expect(complete('cowdisk', 'co')).toEqual(['commit', 'compare', 'convert', 'completion']);
     expect(complete('cowdisk', 'convert', '--backing')).toEqual(['--backing', '--backing-format']);
     expect(complete('cowdisk', 'convert', '-O', 'q')).toEqual(['qcow2']);
     expect(complete('cowdisk', 'info', '--output', 'j')).toEqual(['json']);

@@ -17,6 +17,9 @@ const WITHOUT: readonly string[] = [
   'reference.json',
   'reference.unprobed',
   'protocol.none',
+  // cowdisk's own options, and warnings
+  'image.backing-override',
+  'image.guessed',
   'codec.argument',
   'codec.closed',
   'codec.data',
@@ -27,9 +30,12 @@ const WITHOUT: readonly string[] = [
   'pool.not-built',
   'pool.task',
   'pool.worker',
+  'engine.change-backing',
   'engine.compress',
   'engine.compress-align',
   'engine.condemned',
+  'engine.detach',
+  'engine.empty',
   'engine.fast-zero',
   'engine.range',
   'engine.read-only',
@@ -71,6 +77,13 @@ const WITHOUT: readonly string[] = [
   'convert.target-is-input',
   'compare.read',
   'compare.extents',
+  'commit.same-file',
+  // cowdisk's own verb
+  'detach.incomplete',
+  'detach.remove',
+  'detach.unsupported',
+  // in the frame of rebase
+  'qcow2.backing-name',
   'qcow2.check-failed',
   'qcow2.check-memory',
   // targets are replaced at their end here
@@ -86,7 +99,17 @@ const WITHOUT: readonly string[] = [
   'qcow2.data-file-compressed-write',
   'qcow2.refcount-range',
   'qcow2.refcount-table-limit',
+  // an errno in QEMU, in the frame of snapshot
+  'image.snapshot-read-only',
+  'qcow2.snapshot-disk-size',
+  'qcow2.snapshot-refcount',
+  'qcow2.vm-state-too-large',
 ];
+
+/** Formats that QEMU does not have (any more): it has no sentences for them either. */
+const NOT_QEMUS = ['cow.', 'add-cow.'];
+/** Nothing opens an encrypted image yet. */
+const NOT_USED_YET = ['luks.', 'crypto.'];
 
 /** Reasons that stand as a whole in the sources, and the findings of the qcow2 header by its own helper. */
 function reasonsThrown(): string[] {
@@ -105,7 +128,9 @@ function reasonsThrown(): string[] {
 describe("QEMU's sentences", () => {
   it('exist for every finding, or the finding is listed as one without', () => {
     const missing = reasonsThrown().filter((reason) => !KNOWN_REASONS.has(reason) && !WITHOUT.includes(reason));
-    expect(missing).toEqual([]);
+    expect(
+      missing.filter((reason) => ![...NOT_QEMUS, ...NOT_USED_YET].some((prefix) => reason.startsWith(prefix))),
+    ).toEqual([]);
   });
 
   it('are not missing where one is listed as known', () => {

@@ -161,11 +161,13 @@ function mark(prefix: string, text: string): string {
   return lines.map((line) => `${prefix}${line}\n`).join('') + (rest === '' ? '' : `${prefix}${rest}\\\n`);
 }
 
-/** Takes out what may differ from run to run: space on disk, and how often progress was shown. */
+/** Takes out what may differ from run to run: space on disk, when a snapshot was made, and how often progress was shown. */
 function normalise(text: string): string {
   return text
     .replace(/^disk size: .*$/gm, 'disk size: <size>')
     .replace(/^( *"actual-size": )\d+/gm, '$1<size>')
+    .replace(/\b\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\b/g, '<date>')
+    .replace(/^( *"date-n?sec": )\d+/gm, '$1<date>')
     .replace(/( {4}\(0\.00\/100%\)\r)( {4}\(\d+\.\d\d\/100%\)\r)*( {4}\(100\.00\/100%\)\r)/g, '<0%><100%>')
     .replace(/( {4}\(0\.00\/100%\)\r)( {4}\(\d+\.\d\d\/100%\)\r)*/g, '<0%>');
 }

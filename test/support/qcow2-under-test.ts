@@ -2,7 +2,7 @@
  *  every cluster, or with a file so full that the refcount table must grow. */
 import { resolveOptions } from '../../src/base/options.ts';
 import { createCodecs } from '../../src/codec/create.ts';
-import type { CheckFix, CheckResult, OpenContext } from '../../src/core/format.ts';
+import type { CheckFix, CheckResult, OpenContext, SnapshotSelector } from '../../src/core/format.ts';
 import { type MappedNode, mappedNode } from '../../src/core/mapped-node.ts';
 import type { BlockNode } from '../../src/core/node.ts';
 import { ALL_RULES } from '../../src/core/safety.ts';
@@ -20,7 +20,7 @@ import {
 import { headerGeometry, readHeader, writeHeader } from '../../src/formats/qcow2/header.ts';
 import { encodeSnapshotTable } from '../../src/formats/qcow2/snapshot-table.ts';
 import { MemoryStore } from '../../src/storage/memory.ts';
-import type { FormatUnderTest, OpenUnderTest } from '../../src/testing/model.ts';
+import type { FormatUnderTest, OpenedUnderTest, OpenUnderTest } from '../../src/testing/model.ts';
 import { below, seededRandom } from '../../src/testing/random.ts';
 
 export const codecs = createCodecs({ workers: 0 });
@@ -37,9 +37,16 @@ export interface Qcow2Variant {
   readonly spareClusters?: number;
   /** `share` of the harness grows the disk, which takes a larger L1 table each time. */
   readonly grow?: boolean;
+  /** `share` of the harness makes a snapshot, and now and then deletes an older one or applies the newest. */
+  readonly snapshots?: boolean;
 }
 
-export async function openQcow2(file: BlockNode, options: Partial<OpenUnderTest> = {}): Promise<MappedNode> {
+export interface OpenQcow2 extends Partial<OpenUnderTest> {
+  /** The content of this snapshot instead of the disk. */
+  readonly snapshot?: SnapshotSelector;
+}
+
+export async function openQcow2(file: BlockNode, options: OpenQcow2 = {}): Promise<MappedNode> {
   const context: OpenContext = {
     file,
     name: 'disk',
@@ -47,6 +54,7 @@ export async function openQcow2(file: BlockNode, options: Partial<OpenUnderTest>
     forCheck: false,
     unsafe: false,
     rules: options.rules ?? ALL_RULES,
+    snapshot: options.snapshot,
     cache: options.cache ?? new CacheBudget(1 << 20),
     codecs,
     referenceStatus: () => Promise.resolve(undefined),
@@ -113,6 +121,7 @@ export function qcow2UnderTest(variant: Qcow2Variant = {}): FormatUnderTest {
     },
     open: async ([file], options) => {
       const node = await openQcow2(file as BlockNode, options);
+      if (variant.snapshots === true) return { node, ...sharing(node, file as BlockNode, options) };
       if (variant.grow !== true) return { node };
       let size = node.size;
       return {
@@ -137,6 +146,48 @@ export function qcow2UnderTest(variant: Qcow2Variant = {}): FormatUnderTest {
       return { corruptions: corruptions + checkErrors > 0 ? lines : [], leaks };
     },
   };
+}
+
+/** Snapshots, as the harness has them: the newest one is what `readShared` reads. */
+function sharing(node: MappedNode, file: BlockNode, options: OpenUnderTest): Omit<OpenedUnderTest, 'node'> {
+  const { snapshots } = node.format;
+  if (snapshots === undefined) throw new Error('no snapshots');
+  let made = 0;
+  return {
+    share: () =>
+      // One section: what the guest sees stays the same, applied or not.
+      node.exclusive(async () => {
+        const { id } = await snapshots.create({ name: 'shared', dateSeconds: 1 });
+        const older = snapshots.list().slice(0, -1);
+        made++;
+        if (older.length > 2 || made % 3 === 0) {
+          const gone = older[(made * 7) % Math.max(1, older.length)];
+          if (gone !== undefined) await snapshots.delete({ id: gone.id });
+        }
+        if (made % 2 === 0) await snapshots.apply({ id });
+      }),
+    readShared: async () => {
+      const id = snapshots.list().at(-1)?.id;
+      if (id === undefined) return undefined;
+      const backing = options.backing && keptOpen(options.backing);
+      const frozen = await openQcow2(keptOpen(file), { ...options, readOnly: true, backing, snapshot: { id } });
+      const content = new Uint8Array(frozen.size);
+      await frozen.read(0, content);
+      await frozen.close();
+      return content;
+    },
+  };
+}
+
+/** The same store, which somebody else closes. */
+function keptOpen(store: BlockNode): BlockNode {
+  return new Proxy(store, {
+    get(target, key) {
+      if (key === 'close') return () => Promise.resolve();
+      const value = Reflect.get(target, key, target) as unknown;
+      return typeof value === 'function' ? (value as (...args: unknown[]) => unknown).bind(target) : value;
+    },
+  });
 }
 
 function withSize(node: MappedNode, size: number): BlockNode {

@@ -92,6 +92,28 @@ describe('info of a chain', () => {
     expect((await chainInfo('dir/c1', drivers(files))).length).toBe(1);
   });
 
+  it('goes through the backing file that the caller chose, and what was said of the top is not said of what lies below', async () => {
+    const files = await chain();
+    await makeOverlay(files, 'moved', 'dir/c1');
+    const options = {
+      ...drivers(files),
+      references: 'allow',
+      format: 'qcow2',
+      options: { lazyRefcounts: true },
+    } as const;
+    const infos = await chainInfo('dir/c3', { ...options, backing: { name: 'moved', format: 'qcow2' } });
+    expect(infos.map(({ name, backing }) => [name, backing?.name, backing?.resolved, backing?.opensAs])).toEqual([
+      ['dir/c3', 'c2', 'moved', 'qcow2'],
+      ['moved', 'dir/c1', 'dir/c1', 'qcow2'],
+      ['dir/c1', undefined, undefined, undefined],
+    ]);
+    await expect(
+      chainInfo('dir/c1', { ...options, backing: { name: 'moved', format: 'qcow2' } }),
+    ).rejects.toMatchObject({
+      reason: 'image.backing-override',
+    });
+  });
+
   it('refuses loops and chains past the depth', async () => {
     const files = await chain();
     files.link('dir/c1', 'dir/c3');

@@ -7,12 +7,19 @@ import type { Cli } from '../console.ts';
 import { loadDrivers } from '../drivers.ts';
 import { Failure } from '../failure.ts';
 import type { ImageSource } from '../image-source.ts';
-import { openFailure, openOptionsOf, requireShareable, requireSourceCache, warnProbed } from '../open.ts';
+import {
+  type OpenChoices,
+  openFailure,
+  openOptionsOf,
+  requireShareable,
+  requireSourceCache,
+  warnProbed,
+} from '../open.ts';
 import { type CheckView, humanCheck, humanRepaired, jsonCheck } from '../render/human.ts';
 import { prettyJson } from '../render/json.ts';
 import { ioError } from '../render/qemu-text.ts';
 import type { Command } from '../verbs/index.ts';
-import { oneImage, outputForm, referencePolicy, scan, sourceOf } from './common.ts';
+import { oneImage, openChoices, outputForm, scan, sourceOf } from './common.ts';
 
 const STATUS = { corrupt: 2, leaks: 3, unsupported: 63 } as const;
 
@@ -32,13 +39,9 @@ export const runCheck: Command = async (cli, args, spec) => {
   requireSourceCache(given.value('source-cache'));
   const source = sourceOf(given, operand);
   const quiet = given.has('quiet');
-  const choices = {
-    references: referencePolicy(given),
-    readOnly: fix === 'none',
-    forceShare: given.has('force-share'),
-  };
+  const choices = { ...openChoices(given), readOnly: fix === 'none' };
   requireShareable(source, choices);
-  const { readOnly: _, ...options } = openOptionsOf(cli, await loadDrivers(false), source, choices);
+  const { readOnly: _, ...options } = openOptionsOf(cli, await loadDrivers(cli.personality, false), source, choices);
   let begun = false;
   let report: CheckReport;
   try {
@@ -55,7 +58,7 @@ export const runCheck: Command = async (cli, args, spec) => {
       },
     });
   } catch (error) {
-    throw checkFailure(cli, source, fix, begun, error);
+    throw checkFailure(cli, source, choices, begun, error);
   }
   const view = viewOf(report, source);
   if (!quiet) cli.out.write(form === 'human' ? humanCheck(view) : prettyJson(jsonCheck(view)));
@@ -70,10 +73,10 @@ function tell(cli: Cli, { message, details }: CheckFinding): void {
   else cli.err.write(`${message}\n`);
 }
 
-function checkFailure(cli: Cli, source: ImageSource, fix: CheckFix, begun: boolean, error: unknown): unknown {
+function checkFailure(cli: Cli, source: ImageSource, choices: OpenChoices, begun: boolean, error: unknown): unknown {
   if (!isBlockError(error)) return error;
   if (error.reason === 'check.unsupported') {
-    if (fix !== 'none' && source.format === undefined) warnProbed(cli, source.name);
+    if (source.format === undefined) warnProbed(cli, source.name, String(error.details['format']), choices);
     return new Failure('This image format does not support checks', { status: STATUS.unsupported, cause: error });
   }
   if (error.code === 'ABORTED' || error.code === 'INTERNAL') return error;

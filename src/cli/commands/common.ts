@@ -6,6 +6,8 @@ import type { Cli } from '../console.ts';
 import { Failure } from '../failure.ts';
 import { type ImageSource, parseImageSource } from '../image-source.ts';
 import { Objects } from '../objects.ts';
+import type { OpenChoices } from '../open.ts';
+import type { ListedOption } from '../option-list.ts';
 import type { VerbSpec } from '../verbs/common.ts';
 import { optionsFor } from '../verbs/index.ts';
 
@@ -24,6 +26,8 @@ export interface Scanned {
   has(key: string): boolean;
   /** The last value given. */
   value(key: string): string | undefined;
+  /** Every value given, in order. */
+  all(key: string): readonly string[];
   readonly operands: readonly string[];
   readonly objects: Objects;
 }
@@ -40,6 +44,7 @@ export interface ScanHooks {
 export async function scan(cli: Cli, spec: VerbSpec, args: readonly string[], hooks: ScanHooks = {}): Promise<Scanned> {
   const words = new Arguments(optionsFor(spec, cli.personality), args, cli.verb);
   const values = new Map<string, string | undefined>();
+  const all: { readonly key: string; readonly value: string }[] = [];
   const objects = new Objects();
   for (const given of words) {
     const { key } = given.spec;
@@ -57,10 +62,12 @@ export async function scan(cli: Cli, spec: VerbSpec, args: readonly string[], ho
       throw refusal(spec, key);
     }
     values.set(key, given.value);
+    if (given.value !== undefined) all.push({ key, value: given.value });
   }
   return {
     has: (key) => values.has(key),
     value: (key) => values.get(key),
+    all: (key) => all.filter((one) => one.key === key).map(({ value }) => value),
     operands: words.operands,
     objects,
   };
@@ -102,6 +109,31 @@ export function sourceOf(given: Scanned, operand: string, formatKey = 'format', 
     if (error instanceof Failure && error.status !== status) throw new Failure(error.lines, { status, cause: error });
     throw error;
   }
+}
+
+/** What the options say that are about every image of a verb: `--references`, `-U`, `-q`. @throws {@link Failure} */
+export function commonChoices(given: Scanned): OpenChoices {
+  return { references: referencePolicy(given), forceShare: given.has('force-share'), quiet: given.has('quiet') };
+}
+
+/** {@link commonChoices} and what is said of one image: `--with-backing`, `--open-option`, `--cow-layout`. @throws {@link Failure} */
+export function openChoices(given: Scanned): OpenChoices {
+  const backing = given.value('with-backing');
+  if (backing === undefined && given.has('with-backing-format')) {
+    throw new Failure('--with-backing-format: there is no --with-backing whose format it could be');
+  }
+  return {
+    ...commonChoices(given),
+    openOptions: given.all('open-option').map(nameAndValue),
+    layout: given.value('cow-layout'),
+    backing: backing === undefined ? undefined : { name: backing, format: given.value('with-backing-format') ?? 'raw' },
+  };
+}
+
+/** `NAME=VALUE`; a name alone means `on`. */
+function nameAndValue(text: string): ListedOption {
+  const equals = text.indexOf('=');
+  return equals < 0 ? { name: text, value: 'on' } : { name: text.slice(0, equals), value: text.slice(equals + 1) };
 }
 
 /** `--references`. @throws {@link Failure} */

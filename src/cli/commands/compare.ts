@@ -9,7 +9,7 @@ import { openSource, requireSourceCache, using } from '../open.ts';
 import { ProgressDisplay, progressForm } from '../progress.ts';
 import { ioError } from '../render/qemu-text.ts';
 import type { Command } from '../verbs/index.ts';
-import { referencePolicy, scan, sourceOf } from './common.ts';
+import { commonChoices, openChoices, scan, sourceOf } from './common.ts';
 
 const STATUS = { different: 1, open: 2, allocation: 3, read: 4 } as const;
 /** Percent between two prints of `-p`. */
@@ -17,24 +17,21 @@ const STEP = 2;
 
 export const runCompare: Command = async (cli, args, spec) => {
   const given = await scan(cli, spec, args);
-  const [first, second] = given.operands;
-  if (first === undefined || second === undefined || given.operands.length > 2)
+  const [fileA, fileB] = given.operands;
+  if (fileA === undefined || fileB === undefined || given.operands.length > 2)
     throw usage('Expecting two image file names');
   const quiet = given.has('quiet');
   const form = progressForm(cli, progressAsked(given), quiet);
   requireSourceCache(given.value('source-cache'), STATUS.open);
-  const choices = {
-    references: referencePolicy(given),
-    forceShare: given.has('force-share'),
-    status: STATUS.open,
-  };
-  const drivers = await loadDrivers(true);
+  const first = { ...openChoices(given), status: STATUS.open };
+  const second = { ...commonChoices(given), status: STATUS.open };
+  const drivers = await loadDrivers(cli.personality, true);
   const display = new ProgressDisplay(cli, form, STEP);
   let outcome: 'done' | 'failed' = 'failed';
   try {
-    const a = await openSource(cli, drivers, sourceOf(given, first, 'format', STATUS.open), choices);
+    const a = await openSource(cli, drivers, sourceOf(given, fileA, 'format', STATUS.open), first);
     return await using(a, async () => {
-      const b = await openSource(cli, drivers, sourceOf(given, second, 'format2', STATUS.open), choices);
+      const b = await openSource(cli, drivers, sourceOf(given, fileB, 'format2', STATUS.open), second);
       return using(b, async () => {
         const options = { strict: given.has('strict'), signal: cli.signal, onProgress: display.update };
         const result = await compareImages(a, b, options);

@@ -1,10 +1,11 @@
 /** The options of `convert` that are read in their order, and those that contradict each other. */
+import type { SnapshotSelector } from '../../core/format.ts';
 import type { Given } from '../args.ts';
 import type { Cli } from '../console.ts';
 import { Failure } from '../failure.ts';
 import { parseInteger, safeSizeArgument } from '../numbers.ts';
 import { appendOptionList } from '../option-list.ts';
-import { parseSnapshotParam, type SnapshotParam } from '../snapshot-param.ts';
+import { parseSnapshotParam } from '../snapshot-param.ts';
 import type { Scanned } from './common.ts';
 
 /** Bytes. */
@@ -15,7 +16,7 @@ const MAX_PARALLEL = 16;
 /** What the options say that must be read in their order. */
 export interface Numbers {
   list?: string;
-  snapshot?: SnapshotParam;
+  snapshot?: SnapshotSelector;
   sparseSize?: number;
   parallel?: number;
   rateLimit?: number;

@@ -1,5 +1,5 @@
 /** `convert`: copies images into a new one. Owns the order of the checks, which is qemu-img's. */
-import type { FormatDriver } from '../../core/format.ts';
+import type { FormatDriver, SnapshotSelector } from '../../core/format.ts';
 import type { Image } from '../../image/image.ts';
 import type { ImageDrivers } from '../../image/open.ts';
 import { type ConvertOptions, type ConvertTarget, convertImage } from '../../tools/convert.ts';
@@ -17,10 +17,10 @@ import { parseImageSource } from '../image-source.ts';
 import { cacheMode, openOptionsOf, openSource, reportEvent, requireSourceCache, warnProbed } from '../open.ts';
 import { asksForHelp, parseOptionList } from '../option-list.ts';
 import { ProgressDisplay, progressForm } from '../progress.ts';
-import { refuseSnapshot } from '../snapshot-param.ts';
+import { throwSnapshotFailure } from '../snapshot-param.ts';
 import type { VerbSpec } from '../verbs/common.ts';
 import type { Command } from '../verbs/index.ts';
-import { referencePolicy, refusal, type Scanned, scan } from './common.ts';
+import { openChoices, referencePolicy, refusal, type Scanned, scan } from './common.ts';
 import { progressAsked } from './compare.ts';
 import { ConvertErrors } from './convert-errors.ts';
 import { type Numbers, readNumber, requireSense } from './convert-options.ts';
@@ -32,13 +32,13 @@ const STEP = 1;
 export const runConvert: Command = async (cli, args, spec) => {
   const numbers: Numbers = {};
   const given = await scan(cli, spec, args, {
-    later: ['snapshot', 'bitmaps', 'skip-broken-bitmaps'],
+    later: ['bitmaps', 'skip-broken-bitmaps'],
     onOption: (option) => readNumber(cli, option, numbers),
   });
   requireSense(given, numbers);
   const sources = given.operands.slice(0, -1);
   const target = sources.length > 0 ? given.operands.at(-1) : undefined;
-  const drivers = await loadDrivers(true);
+  const drivers = await loadDrivers(cli.personality, true);
   const format = given.value('target-format') ?? (given.has('target-image-opts') ? undefined : 'raw');
   if (numbers.list !== undefined && asksForHelp(numbers.list)) {
     cli.out.write(optionHelp(drivers, format ?? 'raw', target));
@@ -88,8 +88,12 @@ class Conversion {
   async run(sources: readonly string[], target: string, format: string | undefined): Promise<void> {
     const images: Image[] = [];
     try {
-      for (const source of sources) images.push(await this.#open(source));
-      await this.#refuseSnapshot(images);
+      // Of several sources qemu-img opens each before it refuses.
+      const snapshot = sources.length === 1 ? this.#numbers.snapshot : undefined;
+      for (const source of sources) images.push(await this.#open(source, snapshot));
+      if (this.#numbers.snapshot !== undefined && snapshot === undefined) {
+        throw new Failure('No support for concatenating multiple snapshot');
+      }
       if (this.#given.has('no-create')) await this.#intoExisting(images, target, format);
       else await this.#intoNew(images, target, format ?? 'raw');
     } finally {
@@ -97,22 +101,16 @@ class Conversion {
     }
   }
 
-  #open(operand: string): Promise<Image> {
+  async #open(operand: string, snapshot: SnapshotSelector | undefined): Promise<Image> {
     const source = parseImageSource(operand, {
       imageOpts: this.#given.has('image-opts'),
       format: this.#given.value('format'),
     });
-    return openSource(this.#cli, this.#drivers, source, {
-      references: referencePolicy(this.#given),
-      forceShare: this.#given.has('force-share'),
-    });
-  }
-
-  async #refuseSnapshot(images: readonly Image[]): Promise<void> {
-    const { snapshot } = this.#numbers;
-    if (snapshot === undefined) return;
-    if (images.length > 1) throw new Failure('No support for concatenating multiple snapshot');
-    await refuseSnapshot(images[0] as Image, snapshot, refusal(this.#spec, 'snapshot'));
+    try {
+      return await openSource(this.#cli, this.#drivers, source, { ...openChoices(this.#given), snapshot });
+    } catch (error) {
+      throwSnapshotFailure(error, this.#cli.personality);
+    }
   }
 
   async #intoNew(images: readonly Image[], name: string, format: string): Promise<void> {
@@ -245,13 +243,13 @@ class Conversion {
         salvage: this.#given.has('salvage'),
         cache: mode === undefined ? undefined : cacheMode(mode),
         signal: cli.signal,
-        onEvent: (event) => reportEvent(cli, event),
+        onEvent: (event) => reportEvent(cli, event, this.#given.has('quiet')),
         onProgress: this.#display.update,
         onSalvage: (offset, length, error) => this.#errors.salvaged(offset, length, error),
         ...more,
       });
-      if (target.existing === true) {
-        for (const name of result.probedRaw) if (name === target.name) warnProbed(cli, name);
+      if (target.existing === true && result.probedRaw.includes(target.name)) {
+        warnProbed(cli, target.name, 'raw', { readOnly: false, quiet: this.#given.has('quiet') });
       }
     } catch (error) {
       throw (await this.#errors.jobFailure(target, error)) ?? failure(error);

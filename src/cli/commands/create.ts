@@ -34,14 +34,14 @@ export const runCreate: Command = async (cli, args, spec) => {
   const [file, sizeText, surplus] = given.operands;
   const format = given.value('format') ?? 'raw';
   if (list !== undefined && asksForHelp(list)) {
-    cli.out.write(optionHelp(await loadDrivers(false), format, file));
+    cli.out.write(optionHelp(await loadDrivers(cli.personality, false), format, file));
     return 0;
   }
   if (file === undefined) throw usage('Expecting image file name');
   const size = sizeText === undefined ? undefined : sizeArgument('image size', sizeText, cli);
   if (surplus !== undefined) throw usage(`Unexpected argument: ${surplus}`);
   try {
-    await new Creation(cli, await loadDrivers(false), given, file).run(format, list, size);
+    await new Creation(cli, await loadDrivers(cli.personality, false), given, file).run(format, list, size);
   } catch (error) {
     throw named(file, error);
   }

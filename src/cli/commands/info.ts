@@ -1,51 +1,60 @@
 /** `info`: facts of an image, or of every layer of its chain. */
+
+import { decideReference, type ReferencePolicy } from '../../image/references.ts';
 import type { ImageInfo } from '../../tools/info.ts';
 import { imageInfo } from '../../tools/info.ts';
 import type { Cli } from '../console.ts';
 import { loadDrivers } from '../drivers.ts';
 import { Failure } from '../failure.ts';
 import type { ImageSource } from '../image-source.ts';
-import { openFailure, openOptionsOf } from '../open.ts';
+import { type OpenChoices, openFailure, openOptionsOf, warnProbed } from '../open.ts';
 import { humanInfo, type InfoView, jsonInfo } from '../render/human.ts';
 import { prettyJson } from '../render/json.ts';
 import type { Command } from '../verbs/index.ts';
-import { oneImage, outputForm, scan, sourceOf } from './common.ts';
+import { oneImage, openChoices, outputForm, scan, sourceOf } from './common.ts';
 
 export const runInfo: Command = async (cli, args, spec) => {
   const given = await scan(cli, spec, args);
   const operand = oneImage(given);
   const form = outputForm(given);
-  const views = await collect(cli, sourceOf(given, operand), given.has('backing-chain'));
+  const views = await collect(cli, sourceOf(given, operand), openChoices(given), given.has('backing-chain'));
   if (form === 'human') cli.out.write(views.map(humanInfo).join('\n'));
   else cli.out.write(prettyJson(given.has('backing-chain') ? views.map(jsonInfo) : jsonInfo(views[0] as InfoView)));
   return 0;
 };
 
-/** Each layer is opened by itself and nothing it names is opened with it: information can be had about a broken chain. */
-async function collect(cli: Cli, top: ImageSource, chain: boolean): Promise<InfoView[]> {
-  const drivers = await loadDrivers(false);
+/** Each layer is opened by itself and nothing it names is opened with it: information can be had about a broken chain. What it names may
+ *  be looked at, as far as `--references` allows. */
+async function collect(cli: Cli, top: ImageSource, choices: OpenChoices, chain: boolean): Promise<InfoView[]> {
+  const drivers = await loadDrivers(cli.personality, false);
+  const { references = 'allow', quiet } = choices;
   const views: InfoView[] = [];
   const seen = new Set<string>();
+  // What is said about opening is about the top.
+  let opening: OpenChoices = { ...choices, references: 'layer-only', lookAt: references };
   for (let source: ImageSource | undefined = top; source !== undefined; ) {
     if (seen.has(source.name)) throw new Failure(`Backing file '${source.name}' creates an infinite loop.`);
     seen.add(source.name);
     let info: ImageInfo;
     try {
-      info = await imageInfo(source.name, openOptionsOf(cli, drivers, source, { references: 'layer-only' }));
+      info = await imageInfo(source.name, openOptionsOf(cli, drivers, source, opening));
     } catch (error) {
       throw openFailure(cli, source.label, error);
     }
+    if (info.probedRaw) warnProbed(cli, source.name, info.format, opening);
     views.push(viewOf(info, source));
-    source = chain ? layerBelow(info) : undefined;
+    source = chain ? layerBelow(info, references) : undefined;
+    opening = { references: 'layer-only', lookAt: references, ...(quiet === undefined ? {} : { quiet }) };
   }
   return views;
 }
 
-function layerBelow(info: ImageInfo): ImageSource | undefined {
+function layerBelow(info: ImageInfo, policy: ReferencePolicy): ImageSource | undefined {
   if (info.backing === undefined) return undefined;
-  const { resolved, format } = info.backing;
+  const { name, resolved, opensAs } = info.backing;
   if (resolved === undefined) throw new Failure("Could not determine the filename of the image's backing file");
-  return { label: resolved, name: resolved, shown: undefined, format, options: new Map() };
+  decideReference(policy, { role: 'backing', name, format: opensAs, readOnly: true, resolved, from: info.name });
+  return { label: resolved, name: resolved, shown: undefined, format: opensAs, options: new Map() };
 }
 
 function viewOf(info: ImageInfo, source: ImageSource): InfoView {

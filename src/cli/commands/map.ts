@@ -9,7 +9,7 @@ import { openSource, using } from '../open.ts';
 import { humanMapRow, jsonMapRow, MAP_HEADER, type MapRow } from '../render/human.ts';
 import { ioError } from '../render/qemu-text.ts';
 import type { Command } from '../verbs/index.ts';
-import { oneImage, outputForm, referencePolicy, scan, sourceOf } from './common.ts';
+import { oneImage, openChoices, outputForm, scan, sourceOf } from './common.ts';
 
 /** Characters collected before they are written. */
 const CHUNK = 32 * 1024;
@@ -26,8 +26,7 @@ export const runMap: Command = async (cli, args, spec) => {
   const operand = oneImage(given);
   const form = outputForm(given);
   const source = sourceOf(given, operand);
-  const choices = { references: referencePolicy(given), forceShare: given.has('force-share') };
-  const image = await openSource(cli, await loadDrivers(false), source, choices);
+  const image = await openSource(cli, await loadDrivers(cli.personality, false), source, openChoices(given));
   return using(image, async () => {
     const rows = mapImage(image, { start: toNumber(start), length: toNumber(length), signal: cli.signal });
     try {

@@ -1,6 +1,6 @@
 /** `measure`: how much space a new image would need. */
 import { isBlockError } from '../../base/errors.ts';
-import type { FormatDriver, Measurement } from '../../core/format.ts';
+import type { FormatDriver, Measurement, SnapshotSelector } from '../../core/format.ts';
 import type { ImageDrivers } from '../../image/open.ts';
 import { type MeasureOptions, measureImage } from '../../tools/measure.ts';
 import type { Cli } from '../console.ts';
@@ -12,16 +12,15 @@ import { openSource, using } from '../open.ts';
 import { appendOptionList, parseOptionList } from '../option-list.ts';
 import { describeError } from '../render/describe.ts';
 import { prettyJson } from '../render/json.ts';
-import { parseSnapshotParam, refuseSnapshot, type SnapshotParam } from '../snapshot-param.ts';
+import { parseSnapshotParam, throwSnapshotFailure } from '../snapshot-param.ts';
 import type { Command } from '../verbs/index.ts';
-import { outputForm, referencePolicy, refusal, type Scanned, scan, sourceOf } from './common.ts';
+import { openChoices, outputForm, type Scanned, scan, sourceOf } from './common.ts';
 
 export const runMeasure: Command = async (cli, args, spec) => {
   let options: string | undefined;
   let size: bigint | undefined;
-  let snapshot: SnapshotParam | undefined;
+  let snapshot: SnapshotSelector | undefined;
   const given = await scan(cli, spec, args, {
-    later: ['snapshot'],
     onOption: ({ spec: { key }, value }) => {
       if (key === 'options') options = appendOptionList(options, value as string);
       if (key === 'snapshot') snapshot = parseSnapshotParam(value as string);
@@ -33,11 +32,8 @@ export const runMeasure: Command = async (cli, args, spec) => {
   });
   const form = outputForm(given);
   const operand = checkInputs(given, size);
-  const drivers = await loadDrivers(false);
-  const measurement = await measured(cli, drivers, given, operand, async (source) => {
-    if (snapshot !== undefined && source.source !== undefined) {
-      await refuseSnapshot(source.source, snapshot, refusal(spec, 'snapshot'));
-    }
+  const drivers = await loadDrivers(cli.personality, false);
+  const measurement = await measured(cli, drivers, given, operand, snapshot, async (source) => {
     const driver = targetDriver(drivers, given.value('target-format') ?? 'raw');
     const values = readOptions(cli, driver, options);
     const bytes = size === undefined ? undefined : safeSize(size);
@@ -79,11 +75,13 @@ async function measured(
   drivers: ImageDrivers,
   given: Scanned,
   operand: string | undefined,
+  snapshot: SnapshotSelector | undefined,
   body: (source: Pick<MeasureOptions, 'source'>) => Promise<Measurement>,
 ): Promise<Measurement> {
   if (operand === undefined) return body({});
-  const choices = { references: referencePolicy(given), forceShare: given.has('force-share') };
-  const image = await openSource(cli, drivers, sourceOf(given, operand), choices);
+  const choices = { ...openChoices(given), snapshot };
+  const opening = openSource(cli, drivers, sourceOf(given, operand), choices);
+  const image = await opening.catch((error: unknown) => throwSnapshotFailure(error, cli.personality));
   return using(image, () => body({ source: image }));
 }
 

@@ -10,5 +10,7 @@ export interface Description {
 }
 
 export function describeError(error: BlockError, personality: Personality): Description {
-  return personality.qemu ? qemuText(error) : { text: error.message };
+  if (personality.qemu) return qemuText(error);
+  const isLost = error.reason === 'image.backing' && error.code === 'NOT_FOUND';
+  return isLost ? { text: error.message, hint: 'Say where it is with --with-backing FILE\n' } : { text: error.message };
 }

@@ -83,7 +83,12 @@ export function humanInfo(info: InfoView): string {
   if (info.snapshots !== undefined && info.snapshots.length > 0)
     lines.push('Snapshot list:', ...snapshotTable(info.snapshots));
   if (info.specific !== undefined) {
-    const specific = dumpObject(info.specific.data as Record<string, JsonValue>, 1);
+    const { type, data } = info.specific;
+    const entries = Object.entries(data) as [string, JsonValue][];
+    // Nobody has seen the others anywhere else: they are in the order that their formats found best.
+    const specific = QEMU_TYPES.includes(type)
+      ? dumpObject(data as Record<string, JsonValue>, 1)
+      : dumpEntries(entries, 1);
     if (specific.length > 0) lines.push('Format specific information:', ...specific);
   }
   return `${lines.join('\n')}\n`;
@@ -118,7 +123,8 @@ export function jsonInfo(info: InfoView): JsonValue {
 
 const NANO = 1_000_000_000n;
 
-function jsonSnapshot(snapshot: SnapshotInfo): JsonValue {
+/** As `info` has it. */
+export function jsonSnapshot(snapshot: SnapshotInfo): JsonValue {
   return {
     icount: snapshot.icount,
     'vm-clock-nsec': snapshot.vmClockNanoseconds % NANO,
@@ -169,9 +175,16 @@ function two(value: number): string {
   return String(value).padStart(2, '0');
 }
 
+/** Formats whose facts QEMU prints too, in the order of its own hash tables. */
+const QEMU_TYPES: readonly string[] = ['qcow2', 'vmdk', 'luks', 'rbd'];
+
 /** Members in JSON order, `-` in their names as blanks, deeper levels indented by four blanks more. */
 function dumpObject(object: Readonly<Record<string, JsonValue | undefined>>, level: number): string[] {
-  return orderedEntries(object).flatMap(([key, value]) => dumpMember(`${key.replaceAll('-', ' ')}:`, value, level));
+  return dumpEntries(orderedEntries(object), level);
+}
+
+function dumpEntries(entries: readonly (readonly [string, JsonValue])[], level: number): string[] {
+  return entries.flatMap(([key, value]) => dumpMember(`${key.replaceAll('-', ' ')}:`, value, level));
 }
 
 function dumpMember(label: string, value: JsonValue, level: number): string[] {

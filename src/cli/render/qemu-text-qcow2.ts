@@ -75,6 +75,9 @@ export const QCOW2_TEXTS: Readonly<Record<string, TextRule>> = {
   'qcow2.image-too-big': 'Image is too big',
   'qcow2.data-file-raw': 'data-file-raw requires a data file',
   'qcow2.data-file-missing': "'data-file' is required for this image",
+  'qcow2.snapshot-missing': "Can't find snapshot",
+  'qcow2.snapshot-l1-size': 'Snapshot L1 table too large',
+  'qcow2.snapshot-l1-offset': 'Snapshot L1 table offset invalid',
   'qcow2.snapshot-extra': ({ index }) => ({
     text: `Too much extra metadata in snapshot table entry ${index}`,
     hint: 'You can force-remove this extra metadata with qemu-img check -r all\n',

@@ -20,6 +20,8 @@ const TEXTS: Readonly<Record<string, TextRule>> = {
   'image.data-file': (_, error) => nested('', error),
   'image.extent-file': (_, error) => nested('Could not open extent file: ', error),
   'image.raw-signature': 'Operation not permitted',
+  'image.snapshots': ({ format }) =>
+    `Block format '${format}' used by device '' does not support temporarily loading internal snapshots`,
   'protocol.unknown': ({ protocol }) => `Unknown protocol '${protocol}'`,
   'file.not-regular': ({ path, kind }, error) =>
     error.message.startsWith('could not create')
@@ -63,6 +65,24 @@ const TEXTS: Readonly<Record<string, TextRule>> = {
   'convert.compress-unsupported': 'Compression not supported for this file format',
   'convert.target-small': 'output file is smaller than input file',
   'convert.zero-needs-existing': '--target-is-zero requires use of -n flag',
+  'commit.no-backing': 'Image does not have a backing file',
+  'commit.base-not-found': ({ name, base }) => `Did not find '${base}' in the backing chain of '${name}'`,
+  'commit.base-open': (_, error) => `Could not reopen file: ${strerror(error)}`,
+  'commit.base-small': (_, error) => `Block job failed: ${strerror(error)}`,
+  'commit.read': (_, error) => `Block job failed: ${ioError(error)}`,
+  'commit.write': (_, error) => `Block job failed: ${ioError(error)}`,
+  'rebase.unsupported': ({ to }) => notChanged(to, 'Operation not supported'),
+  'rebase.format': ({ format }) => `Invalid format name: '${format}'`,
+  'rebase.format-missing': ({ to }) => notChanged(to, 'backing format must be specified'),
+  'rebase.loop': ({ name, again }) => ({
+    text: `Could not open new backing file '${name}': Failed to get shared "write" lock`,
+    hint: `Is another process using the image [${again}]?\n`,
+  }),
+  'rebase.new-backing': ({ name }, error) => nested(`Could not open new backing file '${name}': `, error),
+  'rebase.read': ({ side }) => `error while reading from ${side} backing file`,
+  'rebase.write': (_, error) => `Error while writing to COW image: ${strerror(error)}`,
+  'rebase.record': ({ to }, error) =>
+    notChanged(to, error.code === 'NO_SPACE' ? 'No space left in the file header' : strerror(error)),
   'store.read-only': 'Block node is read-only',
   ...QCOW2_TEXTS,
 };
@@ -91,6 +111,10 @@ function fromSystem(error: BlockError): string | undefined {
   if (match === null) return undefined;
   const [, doing, name] = match as unknown as [string, string, string];
   return `Could not ${doing === 'create' ? 'create' : 'open'} '${name}': ${strerror(error)}`;
+}
+
+function notChanged(to: unknown, why: string): string {
+  return `Could not change the backing file to '${to ?? '(null)'}': ${why}`;
 }
 
 function nested(frame: string, error: BlockError): QemuText {

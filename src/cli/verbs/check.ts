@@ -8,6 +8,7 @@ import {
   JSON_OUTPUT,
   OBJECT,
   OUTPUT,
+  openingOptions,
   QUIET,
   REFERENCES,
   SOURCE_CACHE_REASON,
@@ -42,6 +43,7 @@ export const check: VerbSpec = {
     OBJECT,
     IMAGE_OPTS,
     REFERENCES,
+    ...openingOptions(),
   ],
   exitStatus: [
     [0, 'no errors, or all of them repaired'],

@@ -6,6 +6,8 @@ export interface VerbSpec {
   readonly name: string;
   /** One line. */
   readonly summary: string;
+  /** Not there when called qemu-img. */
+  readonly only?: 'cowdisk';
   /** The operands, as the synopsis shows them. */
   readonly operands: string;
   /** Paragraphs of the manual page. */
@@ -22,7 +24,7 @@ export const CACHE_MODES = ['none', 'writeback', 'writethrough', 'directsync', '
 export type CacheModeName = (typeof CACHE_MODES)[number];
 
 /** The formats of this release, in probe order. */
-export const FORMAT_NAMES = ['qcow2', 'raw'] as const;
+export const FORMAT_NAMES = ['qcow2', 'add-cow', 'cow', 'raw'] as const;
 
 export const HELP: OptionSpec = {
   key: 'help',
@@ -135,6 +137,47 @@ export const REFERENCES: OptionSpec = {
   support: 'acts',
   only: 'cowdisk',
 };
+
+/** How one image is opened, beyond its format; `cowdisk` only.
+ *  @param which the image they are about, where a verb has several. */
+export function openingOptions(which = 'the image'): readonly OptionSpec[] {
+  return [
+    {
+      key: 'with-backing',
+      moreLong: ['with-backing'],
+      value: 'FILE',
+      names: 'file',
+      help: `read ${which} over this backing file, whatever it records: the recorded name is often that of another machine`,
+      support: 'acts',
+      only: 'cowdisk',
+    },
+    {
+      key: 'with-backing-format',
+      moreLong: ['with-backing-format'],
+      value: 'FMT',
+      names: 'format',
+      help: 'format of the file of --with-backing; raw when not given',
+      support: 'acts',
+      only: 'cowdisk',
+    },
+    {
+      key: 'open-option',
+      moreLong: ['open-option'],
+      value: 'NAME=VALUE',
+      help: `an open option of the format of ${which}; may be given several times`,
+      support: 'acts',
+      only: 'cowdisk',
+    },
+    {
+      key: 'cow-layout',
+      moreLong: ['cow-layout'],
+      value: 'ID',
+      help: `layout of ${which}, for formats that have several; the same as --open-option layout=ID`,
+      support: 'acts',
+      only: 'cowdisk',
+    },
+  ];
+}
 
 /** @param key `source-cache` or `cache`. */
 export function cacheOption(key: string, short: string, moreLong: readonly string[], what: string): OptionSpec {

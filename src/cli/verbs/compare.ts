@@ -6,6 +6,7 @@ import {
   IMAGE_OPTS,
   OBJECT,
   OWN_PROGRESS,
+  openingOptions,
   PROGRESS,
   QUIET,
   REFERENCES,
@@ -50,6 +51,7 @@ export const compare: VerbSpec = {
     OBJECT,
     IMAGE_OPTS,
     REFERENCES,
+    ...openingOptions('the first image'),
   ],
   exitStatus: [
     [0, 'the images are the same'],

@@ -6,6 +6,7 @@ import {
   IMAGE_OPTS,
   OBJECT,
   OWN_PROGRESS,
+  openingOptions,
   PROGRESS,
   QUIET,
   REFERENCES,
@@ -137,8 +138,8 @@ export const convert: VerbSpec = {
       short: 'l',
       moreLong: ['snapshot'],
       value: 'SNAPSHOT',
-      help: 'convert this internal snapshot',
-      support: { refused: 'internal snapshots cannot be read yet' },
+      help: 'convert what this internal snapshot holds: an id or else a name, or snapshot.id=ID,snapshot.name=NAME',
+      support: 'acts',
     },
     {
       key: 'bitmaps',
@@ -165,6 +166,7 @@ export const convert: VerbSpec = {
       support: 'acts',
     },
     REFERENCES,
+    ...openingOptions('every source'),
   ],
   exitStatus: [
     [130, 'interrupted by Ctrl-C'],

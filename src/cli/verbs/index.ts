@@ -10,6 +10,7 @@ export type Command = (cli: Cli, args: readonly string[], spec: VerbSpec) => Pro
 /** A verb before anything of it is loaded. */
 export interface VerbEntry {
   readonly summary: string;
+  readonly only?: 'cowdisk';
   spec(): Promise<VerbSpec>;
   command(): Promise<Command>;
 }
@@ -19,6 +20,11 @@ const VERBS: Readonly<Record<string, VerbEntry>> = {
     summary: 'look for errors in an image, and repair them',
     spec: async () => (await import('./check.ts')).check,
     command: async () => (await import('../commands/check.ts')).runCheck,
+  },
+  commit: {
+    summary: 'write what an overlay holds into its backing file',
+    spec: async () => (await import('./commit.ts')).commit,
+    command: async () => (await import('../commands/commit.ts')).runCommit,
   },
   compare: {
     summary: 'tell whether two images have the same content',
@@ -35,6 +41,12 @@ const VERBS: Readonly<Record<string, VerbEntry>> = {
     spec: async () => (await import('./create.ts')).create,
     command: async () => (await import('../commands/create.ts')).runCreate,
   },
+  detach: {
+    summary: 'make the data file of an image a disk of its own',
+    only: 'cowdisk',
+    spec: async () => (await import('./detach.ts')).detach,
+    command: async () => (await import('../commands/detach.ts')).runDetach,
+  },
   info: {
     summary: 'show what an image is: format, sizes, backing file, snapshots',
     spec: async () => (await import('./info.ts')).info,
@@ -50,15 +62,32 @@ const VERBS: Readonly<Record<string, VerbEntry>> = {
     spec: async () => (await import('./measure.ts')).measure,
     command: async () => (await import('../commands/measure.ts')).runMeasure,
   },
+  rebase: {
+    summary: 'give an overlay another backing file, or none',
+    spec: async () => (await import('./rebase.ts')).rebase,
+    command: async () => (await import('../commands/rebase.ts')).runRebase,
+  },
+  snapshot: {
+    summary: 'list, make, apply and delete snapshots inside an image',
+    spec: async () => (await import('./snapshot.ts')).snapshot,
+    command: async () => (await import('../commands/snapshot.ts')).runSnapshot,
+  },
 };
 
 /** qemu-img's verbs that are not there yet. */
-export const FUTURE_VERBS = ['amend', 'bench', 'bitmap', 'commit', 'dd', 'rebase', 'resize', 'snapshot'] as const;
+export const FUTURE_VERBS = ['amend', 'bench', 'bitmap', 'dd', 'resize'] as const;
 
 export const VERB_NAMES: readonly string[] = Object.keys(VERBS);
 
-export function findVerb(name: string): VerbEntry | undefined {
-  return Object.hasOwn(VERBS, name) ? VERBS[name] : undefined;
+/** The verb of that name, as far as the program has it under the name it was called by. */
+export function findVerb(name: string, personality?: Personality): VerbEntry | undefined {
+  const entry = Object.hasOwn(VERBS, name) ? VERBS[name] : undefined;
+  return entry?.only === 'cowdisk' && personality?.qemu === true ? undefined : entry;
+}
+
+/** The verbs of the program. */
+export function verbNames(personality: Personality): readonly string[] {
+  return VERB_NAMES.filter((name) => findVerb(name, personality) !== undefined);
 }
 
 export function isFutureVerb(name: string): boolean {

@@ -7,6 +7,8 @@ import {
   JSON_OUTPUT,
   OBJECT,
   OUTPUT,
+  openingOptions,
+  REFERENCES,
   type VerbSpec,
 } from './common.ts';
 
@@ -32,6 +34,8 @@ export const info: VerbSpec = {
     FORCE_SHARE,
     OBJECT,
     IMAGE_OPTS,
+    REFERENCES,
+    ...openingOptions(),
     {
       key: 'limits',
       moreLong: ['limits'],

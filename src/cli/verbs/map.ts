@@ -7,6 +7,7 @@ import {
   JSON_OUTPUT,
   OBJECT,
   OUTPUT,
+  openingOptions,
   REFERENCES,
   type VerbSpec,
 } from './common.ts';
@@ -44,6 +45,7 @@ export const map: VerbSpec = {
     OBJECT,
     IMAGE_OPTS,
     REFERENCES,
+    ...openingOptions(),
   ],
   exitStatus: [],
   examples: [

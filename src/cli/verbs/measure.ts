@@ -1,5 +1,15 @@
 /** `measure` as data. */
-import { FORCE_SHARE, HELP, IMAGE_OPTS, JSON_OUTPUT, OBJECT, OUTPUT, REFERENCES, type VerbSpec } from './common.ts';
+import {
+  FORCE_SHARE,
+  HELP,
+  IMAGE_OPTS,
+  JSON_OUTPUT,
+  OBJECT,
+  OUTPUT,
+  openingOptions,
+  REFERENCES,
+  type VerbSpec,
+} from './common.ts';
 
 export const measure: VerbSpec = {
   name: 'measure',
@@ -50,8 +60,8 @@ export const measure: VerbSpec = {
       short: 'l',
       moreLong: ['snapshot'],
       value: 'SNAPSHOT',
-      help: 'measure this internal snapshot',
-      support: { refused: 'internal snapshots cannot be read yet' },
+      help: 'measure what this internal snapshot holds: an id or else a name, or snapshot.id=ID,snapshot.name=NAME',
+      support: 'acts',
     },
     OUTPUT,
     JSON_OUTPUT,
@@ -59,6 +69,7 @@ export const measure: VerbSpec = {
     OBJECT,
     { ...IMAGE_OPTS, moreLong: ['source-image-opts'] },
     REFERENCES,
+    ...openingOptions(),
   ],
   exitStatus: [],
   examples: [['cowdisk measure -O qcow2 --size 20G', 'from empty to full']],

@@ -160,9 +160,10 @@ export class Allocator {
     return this.#replaced.count > 0 || this.#discarded.count > 0 || this.#compressed.count > 0;
   }
 
-  /** The refcounts have been repaired behind our back: what was noted is counted already. */
-  forget(): void {
-    this.#nextFree = 0;
+  /** The refcounts have been changed behind our back: what was noted is counted already.
+   *  @param lowestFreed no cluster below it has become free */
+  forget(lowestFreed = 0): void {
+    this.#nextFree = Math.min(this.#nextFree, lowestFreed);
     this.#nextByte = 0;
     for (const list of [this.#replaced, this.#discarded, this.#compressed]) list.clear();
     this.onFreed();

@@ -3,11 +3,19 @@
  *  running when an error leaves the loop. */
 import { type Pending, settleAll } from '../../base/async.ts';
 import { isBlockError } from '../../base/errors.ts';
-import type { CheckRun } from './check-run.ts';
+import type { ByteStore } from '../../core/store.ts';
 
 /** Synchronous files answer requests of this size at once. */
 const CHUNK = 256 * 1024;
 const AHEAD = 4;
+
+/** On whose behalf tables are read, and when that gives the event loop its turn. */
+export interface TableReader {
+  readonly file: ByteStore;
+  /** True when `rest` is to be awaited. */
+  readonly restDue: boolean;
+  rest(): Promise<void>;
+}
 
 /** Told of table `index`, which begins at byte `at` of `view`; its bytes are valid until the returned Pending ends. */
 export type TableVisitor = (index: number, view: DataView, at: number) => Pending;
@@ -28,7 +36,7 @@ export type TableFailure = (index: number, error: unknown) => void;
 /** Visits the tables at `offsets` (bytes; finite; what lies past the end of the file is zero), in that order.
  *  @param failed where it is given, an unreadable table is told and left out; else its error ends the visit */
 export async function readTables(
-  run: CheckRun,
+  run: TableReader,
   offsets: ArrayLike<number>,
   tableBytes: number,
   visit: TableVisitor,
@@ -90,7 +98,7 @@ export async function readTables(
 /** Ends the slot's request. After a failure its tables are read one by one.
  *  @returns the indexes that could be read; `undefined` for all. */
 async function arrive(
-  run: CheckRun,
+  run: TableReader,
   slot: Slot,
   offsets: ArrayLike<number>,
   tableBytes: number,

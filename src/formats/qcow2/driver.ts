@@ -17,6 +17,7 @@ import { measureQcow2 } from './measure.ts';
 import { Qcow2Node } from './node.ts';
 import { createOptions, openOptions, type Qcow2OpenOptions, type RuntimeSettings, resolveSettings } from './options.ts';
 import { readSnapshotTable, type SnapshotTable } from './snapshot-table.ts';
+import { requireDiskSize, requireSnapshot, requireSnapshotL1 } from './snapshots.ts';
 
 /** Shorter files are no qcow2 images for probing, whatever they begin with. */
 const PROBE_BYTES = 112;
@@ -25,7 +26,15 @@ export const qcow2 = defineFormat({
   name: 'qcow2',
   summary: 'QEMU copy-on-write version 2 and 3: snapshots, compression, backing files',
   extensions: ['qcow2', 'qcow', 'img'],
-  capabilities: { create: true, write: true, backing: true, compress: true, check: true, zeroInit: true },
+  capabilities: {
+    create: true,
+    write: true,
+    backing: true,
+    compress: true,
+    check: true,
+    zeroInit: true,
+    snapshots: true,
+  },
   openOptions,
   createOptions,
 
@@ -55,10 +64,33 @@ async function openQcow2(context: OpenContext, options: Qcow2OpenOptions): Promi
   const backing = await openBacking(header, context);
   // A check reads the table itself, and leniently.
   const snapshots = forCheck ? NO_SNAPSHOTS : await readSnapshotTable(file, header, name);
-  const state = new Qcow2State(header, context, dataFile, tableMemory(options, settings));
+  const seen = context.snapshot === undefined ? header : headerOfSnapshot(header, snapshots, context);
+  const state = new Qcow2State(seen, context, dataFile, tableMemory(options, settings));
   if (!readOnly && !forCheck) await takeOver(state);
   const allocatedBytes = (await file.status?.())?.allocatedBytes;
-  return new Qcow2Node({ state, settings, codecs: context.codecs, dataFile, backing, snapshots, allocatedBytes });
+  return new Qcow2Node({
+    state,
+    settings,
+    codecs: context.codecs,
+    dataFile,
+    backing,
+    snapshots,
+    forCheck,
+    isSnapshot: context.snapshot !== undefined,
+    allocatedBytes,
+  });
+}
+
+/** The header as it would be if the disk were that snapshot: its L1 table, its size. */
+function headerOfSnapshot(header: Qcow2Header, snapshots: SnapshotTable, context: OpenContext): Qcow2Header {
+  const { name, readOnly, forCheck, snapshot = '' } = context;
+  if (!readOnly || forCheck)
+    throw new BlockError('INTERNAL', 'internal error: a snapshot opened for more than reading');
+  const geometry = headerGeometry(header);
+  const entry = requireSnapshot(snapshots.entries, snapshot, name);
+  requireSnapshotL1(entry, geometry, name);
+  requireDiskSize(entry, geometry, name);
+  return { ...header, l1Offset: entry.l1Offset, l1Size: entry.l1Size, virtualSize: entry.diskSize };
 }
 
 const NO_SNAPSHOTS: SnapshotTable = { entries: [], size: 0 };

@@ -96,6 +96,15 @@ function* records(area: Uint8Array, start: number, end: number, name: string): G
   }
 }
 
+/** Where the records of `area[start, end)` end, the end marker included. */
+export function extensionsEnd(area: Uint8Array, start: number, end: number): number {
+  let at = start;
+  for (const record of records(area, start, end, '')) {
+    at = record.at + ExtensionHead.size + Math.ceil(record.data.length / 8) * 8;
+  }
+  return Math.min(end, at + ExtensionHead.size);
+}
+
 /** The last feature name table before the end or before the first broken record: it only serves to explain another error. */
 export function findFeatureNames(area: Uint8Array, start: number, end: number): Uint8Array | undefined {
   let found: Uint8Array | undefined;

@@ -189,7 +189,7 @@ export function checkWidths(refcountOrder: number, clusterSize: number, extended
 }
 
 export interface TableClaim {
-  readonly finding: 'refcount-table' | 'snapshots' | 'l1';
+  readonly finding: 'refcount-table' | 'snapshots' | 'l1' | 'snapshot-l1';
   readonly what: string;
   readonly offset: number;
   readonly entries: number;

@@ -81,6 +81,11 @@ export class Qcow2State {
     this.caches = this.#newCaches();
   }
 
+  /** What refcount blocks may take in memory, bytes. */
+  get refcountMemory(): number {
+    return (this.#memory.refcounts ?? this.#context.cache).limit;
+  }
+
   #newCaches(): Caches {
     const { geometry, header } = this;
     const shared = { store: this.file, gate: this.fileGate, unordered: this.unsafe, rules: this.rules };

@@ -64,7 +64,7 @@ async function describeBitmaps(
   }));
 }
 
-function describeSnapshot(entry: SnapshotEntry): SnapshotInfo {
+export function describeSnapshot(entry: SnapshotEntry): SnapshotInfo {
   return {
     id: entry.id,
     name: entry.name,

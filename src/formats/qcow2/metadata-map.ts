@@ -28,11 +28,10 @@ export interface InactiveL1 {
   readonly l1Size: number;
 }
 
-export interface MetadataMapOptions {
-  /** Union of OVERLAP bits: which structures are looked after. */
-  readonly overlapCheck: number;
+/** What there is of snapshots. */
+export interface SnapshotPlaces {
   /** Bytes that the snapshot table occupies. */
-  readonly snapshotTableBytes: number;
+  readonly tableBytes: number;
   readonly inactive: readonly InactiveL1[];
 }
 
@@ -44,15 +43,25 @@ const INACTIVE_CHUNK = 64 * 1024;
 export class MetadataMap {
   readonly #state: Qcow2State;
   readonly #refcounts: Refcounts;
-  readonly #options: MetadataMapOptions;
+  /** Union of OVERLAP bits: which structures are looked after. */
+  readonly #overlapCheck: number;
+  #snapshots: SnapshotPlaces;
   /** Host offset of every tracked metadata cluster, and what it is. */
   #tables: Map<number, Kind> | undefined;
   #tooMany = false;
 
-  constructor(state: Qcow2State, refcounts: Refcounts, options: MetadataMapOptions) {
+  /** @param overlapCheck union of OVERLAP bits: which structures are looked after */
+  constructor(state: Qcow2State, refcounts: Refcounts, overlapCheck: number, snapshots: SnapshotPlaces) {
     this.#state = state;
     this.#refcounts = refcounts;
-    this.#options = options;
+    this.#overlapCheck = overlapCheck;
+    this.#snapshots = snapshots;
+  }
+
+  /** The snapshots are others now. */
+  setSnapshots(snapshots: SnapshotPlaces): void {
+    this.#snapshots = snapshots;
+    this.forget();
   }
 
   /** A table has been made. */
@@ -95,7 +104,7 @@ export class MetadataMap {
   async #addInactive(tables: Map<number, Kind>): Promise<void> {
     const chunk = new Uint8Array(INACTIVE_CHUNK);
     const view = new DataView(chunk.buffer);
-    for (const { l1Offset, l1Size } of this.#options.inactive) {
+    for (const { l1Offset, l1Size } of this.#snapshots.inactive) {
       const end = l1Offset + l1Size * TABLE_ENTRY_BYTES;
       for (let at = l1Offset; at < end && !this.#full(tables); at += chunk.length) {
         await this.#state.file.read(at, chunk);
@@ -116,7 +125,7 @@ export class MetadataMap {
   }
 
   #watches(bit: number): boolean {
-    return Math.floor(this.#options.overlapCheck / bit) % 2 === 1;
+    return Math.floor(this.#overlapCheck / bit) % 2 === 1;
   }
 
   /** Synchronous test, once built.
@@ -133,12 +142,12 @@ export class MetadataMap {
     if (over(OVERLAP.refcountTable, header.refcountTableOffset, header.refcountTableClusters * clusterSize)) {
       return 'refcount table';
     }
-    if (over(OVERLAP.snapshotTable, header.snapshotsOffset, this.#options.snapshotTableBytes)) return 'snapshot table';
+    if (over(OVERLAP.snapshotTable, header.snapshotsOffset, this.#snapshots.tableBytes)) return 'snapshot table';
     const { bitmaps } = header;
     if (bitmaps !== undefined && over(OVERLAP.bitmapDirectory, bitmaps.directoryOffset, bitmaps.directorySize)) {
       return 'bitmap directory';
     }
-    for (const { l1Offset, l1Size } of this.#options.inactive) {
+    for (const { l1Offset, l1Size } of this.#snapshots.inactive) {
       if (over(OVERLAP.inactiveL1, l1Offset, l1Size * TABLE_ENTRY_BYTES)) return 'inactive L1 table';
     }
     return this.#tableOverlap(alignDown(offset, clusterSize), end, own);

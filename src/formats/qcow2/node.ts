@@ -5,27 +5,39 @@
 import type { MaybePromise, Pending } from '../../base/async.ts';
 import { alignUp } from '../../bytes/align.ts';
 import type { Codecs } from '../../codec/codecs.ts';
-import type { CheckFacet, EngineServices, FormatInfo, FormatNode, WritePlan } from '../../core/format.ts';
+import type {
+  BackingRecord,
+  CheckFacet,
+  EngineServices,
+  FormatInfo,
+  FormatNode,
+  SnapshotFacet,
+  VmStateFacet,
+  WritePlan,
+} from '../../core/format.ts';
 import type { BlockNode, Child } from '../../core/node.ts';
 import type { RunList } from '../../core/run.ts';
 import type { IoOptions, Preallocation, ZeroOptions } from '../../core/store.ts';
 import type { TableCache } from '../../core/table-cache.ts';
 import { Allocator } from './allocator.ts';
+import { changeBacking } from './change-backing.ts';
 import { Qcow2Checker } from './checker.ts';
 import { ClusterMap } from './cluster-map.ts';
 import { ClusterWrite } from './cluster-write.ts';
 import { CompressedClusters } from './compressed.ts';
 import { Discard } from './discard.ts';
 import { AUTOCLEAR, INCOMPATIBLE } from './features.ts';
+import { l1EntriesFor, vmStateOffset } from './geometry.ts';
 import type { Qcow2State } from './image-state.ts';
 import { describeImage } from './info.ts';
 import { L2Tables } from './l2-tables.ts';
-import { MetadataMap } from './metadata-map.ts';
+import { MetadataMap, type SnapshotPlaces } from './metadata-map.ts';
 import type { RuntimeSettings } from './options.ts';
 import { PreallocatedMetadata } from './preallocation.ts';
 import { Refcounts } from './refcounts.ts';
 import { Resize } from './resize.ts';
-import type { SnapshotTable } from './snapshot-table.ts';
+import { readSnapshotTable, type SnapshotTable } from './snapshot-table.ts';
+import { placesOf, Snapshots } from './snapshots.ts';
 
 export interface Qcow2NodeOptions {
   readonly state: Qcow2State;
@@ -34,6 +46,10 @@ export interface Qcow2NodeOptions {
   readonly dataFile: BlockNode | undefined;
   readonly backing: BlockNode | undefined;
   readonly snapshots: SnapshotTable;
+  /** The snapshot table has not been read: the image was opened to be checked. */
+  readonly forCheck: boolean;
+  /** `state` maps the content of a snapshot, and not the disk. */
+  readonly isSnapshot: boolean;
   /** What the file occupies, bytes; `undefined` when unknown. */
   readonly allocatedBytes: number | undefined;
 }
@@ -41,7 +57,7 @@ export interface Qcow2NodeOptions {
 export class Qcow2Node implements FormatNode {
   readonly format = 'qcow2';
   readonly children: readonly Child[];
-  readonly check: CheckFacet;
+  readonly check?: CheckFacet;
   readonly readOnly: boolean;
   readonly unit: number;
   readonly zeroUnit: number;
@@ -55,16 +71,16 @@ export class Qcow2Node implements FormatNode {
   readonly #resize: Resize;
   readonly #metadata: MetadataMap;
   readonly #preallocation: PreallocatedMetadata;
+  readonly #snapshots: Snapshots;
 
   constructor(options: Qcow2NodeOptions) {
     const { state, settings, dataFile, backing } = options;
     this.#state = state;
     this.#options = options;
-    this.check = new Qcow2Checker({
-      state,
-      flush: () => this.#flush(),
-      forget: () => this.#forget(),
-    });
+    // The header of a snapshot's content is not the file's: only the image itself can be checked.
+    if (!options.isSnapshot) {
+      this.check = new Qcow2Checker({ state, flush: () => this.#flush(), forget: () => this.#forgetRepaired() });
+    }
     this.readOnly = state.readOnly;
     this.unit = state.geometry.clusterSize;
     this.zeroUnit = state.geometry.subclusterSize;
@@ -72,11 +88,7 @@ export class Qcow2Node implements FormatNode {
     const rawDataFile = state.hasDataFile && (state.header.autoclear & AUTOCLEAR.dataFileRaw) !== 0n;
     this.#map = new ClusterMap(state);
     const refcounts = new Refcounts(state);
-    const metadata = new MetadataMap(state, refcounts, {
-      overlapCheck: settings.overlapCheck,
-      snapshotTableBytes: options.snapshots.size,
-      inactive: options.snapshots.entries.filter(({ l1Size }) => l1Size > 0),
-    });
+    const metadata = new MetadataMap(state, refcounts, settings.overlapCheck, placesOf(options.snapshots));
     this.#allocator = new Allocator(state, refcounts, metadata, settings.passDiscard);
     const tables = new L2Tables(state, this.#map, this.#allocator, metadata);
     this.#write = new ClusterWrite(state, tables, this.#allocator, backing?.size ?? 0);
@@ -84,8 +96,37 @@ export class Qcow2Node implements FormatNode {
     this.#compressed = new CompressedClusters(state, tables, this.#allocator, options.codecs);
     this.#resize = new Resize(state, this.#allocator, this.#write, this.#discard, backing?.size ?? 0);
     this.#metadata = metadata;
+    this.#snapshots = new Snapshots(
+      {
+        state,
+        allocator: this.#allocator,
+        refcounts,
+        passDiscard: settings.passDiscard.snapshot,
+        flush: async () => {
+          if (this.#isDirty) await this.#flush();
+        },
+        moved: (places, lowestFreed) => this.#moved(places, lowestFreed),
+      },
+      options.snapshots,
+    );
     this.#preallocation = new PreallocatedMetadata(state, refcounts, options.allocatedBytes);
     state.guardTable = (offset, length, own) => metadata.checkTable(offset, length, own);
+  }
+
+  /** None where the snapshot table has not been read, or where what is open is itself a snapshot. */
+  get snapshots(): SnapshotFacet | undefined {
+    return this.#options.forCheck || this.#options.isSnapshot ? undefined : this.#snapshots;
+  }
+
+  get vmState(): VmStateFacet | undefined {
+    const { header, geometry, hasDataFile } = this.#state;
+    if (hasDataFile || this.#options.forCheck) return undefined;
+    const offset = vmStateOffset(geometry, header.virtualSize);
+    return {
+      offset,
+      capacity: Math.max(0, header.l1Size * geometry.l2Coverage - offset),
+      reserve: (length) => this.#resize.reserveL1(l1EntriesFor(geometry, offset + length)),
+    };
   }
 
   /** Where metadata was preallocated, what it maps may never have been written. */
@@ -150,16 +191,24 @@ export class Qcow2Node implements FormatNode {
     return this.#resize.grow(virtualSize, preallocation);
   }
 
+  changeBacking(backing: BackingRecord | undefined): Promise<void> {
+    return changeBacking(this.#state, backing);
+  }
+
   info(): MaybePromise<FormatInfo> {
-    return describeImage(this.#state.file, this.#state.header, this.#options.snapshots, this.#state.name);
+    return describeImage(this.#state.file, this.#state.header, this.#snapshots.table, this.#state.name);
   }
 
   flush(): Pending {
     if (this.readOnly) return undefined;
-    const { caches, dataGate } = this.#state;
-    const dirty = caches.l1.dirty || caches.l2.dirty || caches.refcountBlocks.dirty || caches.refcountTable.dirty;
-    if (dirty || this.#allocator.hasDropped || this.#state.hasDataFile) return this.#flush();
+    const { dataGate, hasDataFile } = this.#state;
+    if (this.#isDirty || hasDataFile) return this.#flush();
     return dataGate.settle(dataGate.ticket());
+  }
+
+  get #isDirty(): boolean {
+    const { l1, l2, refcountBlocks, refcountTable } = this.#state.caches;
+    return l1.dirty || l2.dirty || refcountBlocks.dirty || refcountTable.dirty || this.#allocator.hasDropped;
   }
 
   async #flush(): Promise<void> {
@@ -168,10 +217,18 @@ export class Qcow2Node implements FormatNode {
   }
 
   /** After a repair: everything that was read is stale. */
-  async #forget(): Promise<void> {
+  async #forgetRepaired(): Promise<void> {
+    const { file, header, name } = this.#state;
+    if (!this.#options.forCheck) this.#snapshots.replace(await readSnapshotTable(file, header, name));
+    await this.#moved(placesOf(this.#snapshots.table));
+  }
+
+  /** Tables have moved or were written anew behind the caches. */
+  async #moved(snapshots: SnapshotPlaces, lowestFreed = 0): Promise<void> {
+    for (const cache of Object.values(this.#state.caches) as TableCache[]) await cache.quiesce();
     this.#state.resetCaches();
-    this.#allocator.forget();
-    this.#metadata.forget();
+    this.#allocator.forget(lowestFreed);
+    this.#metadata.setSnapshots(snapshots);
   }
 
   /** Everything that is dirty now, durable; each cache keeps its own order. */

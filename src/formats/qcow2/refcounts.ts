@@ -92,8 +92,10 @@ export class Refcounts {
         at = alignDown(at, this.#perBlock) + this.#perBlock;
         continue;
       }
-      for (; at < sliceEnd && at - start < count; at++) {
-        if (getRefcount(slice.view, at % this.#perSlice, this.#order) !== 0) start = at + 1;
+      const { view } = slice;
+      const order = this.#order;
+      for (let index = at % this.#perSlice; at < sliceEnd && at - start < count; at++, index++) {
+        if (getRefcount(view, index, order) !== 0) start = at + 1;
       }
     }
     return start;

@@ -8,7 +8,7 @@ import type { Preallocation } from '../../core/store.ts';
 import type { Allocator } from './allocator.ts';
 import type { ClusterWrite } from './cluster-write.ts';
 import type { Discard } from './discard.ts';
-import { l1EntriesFor, l1TableSpace, MAX_L1_BYTES, TABLE_ENTRY_BYTES } from './geometry.ts';
+import { l1EntriesFor, l1TableSpace, MAX_L1_BYTES, TABLE_ENTRY_BYTES, vmStateOffset } from './geometry.ts';
 import type { Qcow2State } from './image-state.ts';
 
 /** Byte position in the header of what a move of the L1 table changes: entries u32, offset u64. */
@@ -50,6 +50,7 @@ export class Resize {
     if (entries * TABLE_ENTRY_BYTES > MAX_L1_BYTES) {
       throw refuse('TOO_LARGE', 'too-large', `size ${size} needs an L1 table of more than ${MAX_L1_BYTES} bytes`);
     }
+    await this.#dropVmState(old, size);
     if (entries > header.l1Size) await this.#growL1(entries);
     const zeroEnd = Math.min(size, this.#backingSize);
     const clusterEnd = Math.min(alignUp(old, geometry.clusterSize), zeroEnd);
@@ -65,6 +66,33 @@ export class Resize {
     await this.#state.file.write(HEADER_SIZE_AT, field);
     await this.#state.flushFile();
     this.#state.header = { ...this.#state.header, virtualSize: size };
+  }
+
+  /** State of a machine lies where the disk is about to be: the guest must not read it there. */
+  async #dropVmState(old: number, size: number): Promise<void> {
+    const { header, geometry } = this.#state;
+    const start = vmStateOffset(geometry, old);
+    const end = Math.min(alignUp(size, geometry.l2Coverage), header.l1Size * geometry.l2Coverage);
+    if (end > start) await this.#discard.unmap(start, end - start, 'backing');
+  }
+
+  /** Makes the L1 table long enough for `entries`, and for more that may follow.
+   *  @throws TOO_LARGE, reason `qcow2.vm-state-too-large`. */
+  async reserveL1(entries: number): Promise<void> {
+    const { header, name } = this.#state;
+    if (entries <= header.l1Size) return;
+    const most = MAX_L1_BYTES / TABLE_ENTRY_BYTES;
+    if (entries > most) {
+      throw new BlockError(
+        'TOO_LARGE',
+        `qcow2 "${name}": the VM state needs an L1 table of more than ${MAX_L1_BYTES} bytes`,
+        {
+          reason: 'qcow2.vm-state-too-large',
+          details: { entries, bound: most, errno: 'EFBIG' },
+        },
+      );
+    }
+    await this.#growL1(Math.min(most, Math.max(entries, Math.ceil(header.l1Size * 1.5))));
   }
 
   async #flushTables(): Promise<void> {

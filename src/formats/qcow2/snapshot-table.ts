@@ -28,7 +28,7 @@ const KNOWN_EXTRA_BYTES = 24;
 export const MIN_V3_EXTRA_BYTES = 16;
 export const MAX_EXTRA_BYTES = 1024;
 /** The whole table. */
-const MAX_TABLE_BYTES = 1024 * MAX_SNAPSHOTS;
+export const MAX_TABLE_BYTES = 1024 * MAX_SNAPSHOTS;
 const MAX_TABLE_SPAN = 0x7fff_ffff;
 /** Shared, as is what is decoded from it: a wild count finds tens of thousands of empty entries in a hole, which must take neither tens of
  *  megabytes nor much time. */
@@ -167,6 +167,20 @@ function decodeEntry(fixed: FixedPart, extra: Uint8Array, names: Uint8Array, vir
     extra,
     rawId,
     rawName,
+  };
+}
+
+/** What a new entry is to say. */
+export type NewSnapshotEntry = Omit<SnapshotEntry, 'extra' | 'rawId' | 'rawName' | 'l1OffsetExact'>;
+
+/** An entry as it will be read again. */
+export function newSnapshotEntry(fields: NewSnapshotEntry): SnapshotEntry {
+  const encoder = new TextEncoder();
+  return {
+    ...fields,
+    extra: new Uint8Array(KNOWN_EXTRA_BYTES),
+    rawId: encoder.encode(fields.id),
+    rawName: encoder.encode(fields.name),
   };
 }
 

@@ -189,7 +189,10 @@ describe('the base that the caller names', () => {
     files.put('my.cow', image('v3').bytes());
     files.put('copy.img', BASE, BASE_MTIME + 7);
     const backing = { name: 'copy.img', format: 'raw' };
-    await expect(files.image('my.cow', { backing, readOnly: false })).rejects.toMatchObject({ reason: 'cow.mismatch' });
+    await expect(files.image('my.cow', { backing, readOnly: false })).rejects.toMatchObject({
+      reason: 'cow.mismatch',
+      message: expect.stringContaining('backing file "copy.img" is not as recorded') as string,
+    });
     expect(files.open).toEqual([]);
     files.times.set('copy.img', BASE_MTIME);
     await using writable = await files.image('my.cow', { backing, readOnly: false });

@@ -19,6 +19,15 @@ const VARIANTS: Record<string, readonly [Qcow2Variant, Partial<CrashTestOptions>
   'refcounts of 64 bits': [{ refcountBits: 64 }, {}],
   'lazy refcounts': [{ lazyRefcounts: true }, { states: 800 }],
   'subclusters over a backing file': [{ extendedL2: true }, { size: 64 * 1024, backingSize: 40 * 1024 }],
+  'snapshots made, applied and deleted': [{ snapshots: true }, { weights: { share: 8, flush: 8, compressed: 6 } }],
+  'snapshots with refcounts of 64 bits over a backing file': [
+    { snapshots: true, refcountBits: 64 },
+    { backingSize: 10 * 1024, weights: { share: 8, flush: 8 } },
+  ],
+  'snapshots with lazy refcounts': [
+    { snapshots: true, lazyRefcounts: true },
+    { states: 800, weights: { share: 8, flush: 8 } },
+  ],
   'growth of the L1 table': [{ grow: true }, { weights: { share: 5, flush: 8, compressed: 4 } }],
   'growth of the refcount table': [
     { refcountBits: 64, spareClusters: 24 },
@@ -47,6 +56,7 @@ describe('the crash test notices', () => {
     // Where refcounts are flushed first, that flush covers the data; with lazy refcounts nothing else does.
     ['dataFirst', { lazyRefcounts: true }, {}],
     ['copyAtWriteBack', {}, {}],
+    ['drain', { snapshots: true }, { weights: { share: 15, write: 60, flush: 6 } }],
     ['deferredFree', {}, { weights: { discard: 30, compressed: 10, write: 50, flush: 6 } }],
   ];
   for (const [rule, variant, options] of rules) {

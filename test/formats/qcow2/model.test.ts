@@ -24,6 +24,21 @@ const VARIANTS: Record<string, readonly [Qcow2Variant, Partial<ModelOptions>]> =
   'requests smaller than a sector': [{ clusterSize: 2048 }, { cellSize: 64, longest: 100 }],
   'a refcount table that must grow': [{ refcountBits: 64, spareClusters: 40 }, {}],
   'an L1 table that must grow': [{ grow: true }, { weights: { share: 4, compressed: 5 } }],
+  'snapshots made, applied and deleted': [{ snapshots: true }, { weights: { share: 6, compressed: 6, discard: 10 } }],
+  'snapshots over a backing file': [
+    { snapshots: true, clusterSize: 1024 },
+    { backingSize: 40 * 1024, weights: { share: 6 } },
+  ],
+  'snapshots with refcounts of 4 bits': [
+    { snapshots: true, refcountBits: 4 },
+    // compressed clusters share theirs, and each counts: 15 are soon reached
+    { weights: { share: 6 } },
+  ],
+  'snapshots with lazy refcounts': [{ snapshots: true, lazyRefcounts: true }, { weights: { share: 6, compressed: 6 } }],
+  'snapshots of subclusters': [
+    { snapshots: true, extendedL2: true },
+    { size: 128 * 1024, backingSize: 70 * 1024, weights: { share: 6, compressed: 6 } },
+  ],
   'failing files': [{}, { faults: true }],
   'failing files under shared clusters': [{ content: 'shared' }, { faults: true }],
 };
@@ -43,6 +58,7 @@ describe('the model test notices', () => {
     ['rangeLock', { clusterSize: 4096 }, { weights: { write: 80, read: 10, zero: 5 } }],
     ['singleFlight', {}, {}],
     ['edgeFromOwnMapping', { clusterSize: 2048, content: 'writes' }, { weights: { compressed: 25 } }],
+    ['drain', { snapshots: true }, { concurrency: 12, weights: { share: 12, write: 60 } }],
     ['deferredFree', {}, { concurrency: 16, weights: { discard: 30, flush: 15, read: 60 } }],
   ];
   for (const [rule, variant, options] of rules) {
