@@ -130,7 +130,10 @@ function fileOf(label: string, options: ReadonlyMap<string, string>, ofFile: rea
 }
 
 /** Options that change the content that is read show in the name. */
-const CONTENT_OPTIONS: Readonly<Record<string, readonly string[]>> = { raw: ['offset', 'size'] };
+const CONTENT_OPTIONS: Readonly<Record<string, readonly string[]>> = {
+  raw: ['offset', 'size'],
+  cow: ['layout', 'bitmap-offset', 'data-offset', 'tail'],
+};
 
 function shownName(driver: string | undefined, name: string, options: readonly [string, string][]): string | undefined {
   const shown = options.filter(([key]) => CONTENT_OPTIONS[driver ?? '']?.includes(key) === true);

@@ -37,6 +37,25 @@ describe('what an image argument means', () => {
     ]);
   });
 
+  it.each([
+    ['driver=cow,layout=v1-le32,tail=lenient,file.filename=old.cow', { layout: 'v1-le32', tail: 'lenient' }],
+    [
+      'driver=cow,layout=v3,bitmap-offset=4120,data-offset=4608,file.filename=old.cow',
+      { layout: 'v3', 'data-offset': '4608' },
+    ],
+    ['driver=cow,ignore-mismatch=on,file.filename=old.cow', undefined],
+    ['driver=add-cow,file.filename=a.add-cow', undefined],
+  ])('099: the name of %s leads back to the same image', (argument, shownOptions) => {
+    const source = parseImageSource(argument, options);
+    if (shownOptions === undefined) expect(source.shown).toBeUndefined();
+    else {
+      const again = parseImageSource(source.shown as string, plain);
+      expect(again).toMatchObject({ name: source.name, format: source.format, shown: source.shown });
+      expect(Object.fromEntries(again.options)).toEqual(Object.fromEntries(source.options));
+      expect(Object.fromEntries(again.options)).toMatchObject(shownOptions);
+    }
+  });
+
   it('lets -f overrule the driver of a JSON name', () => {
     expect(parseImageSource('json:{"driver":"qcow2","file.filename":"a"}', { ...plain, format: 'raw' }).format).toBe(
       'raw',

@@ -1,8 +1,10 @@
-/** What every hostile image must survive: open, info, map, read all, check; then a write, a repair, and another look.
+/** What every hostile image must survive: open, info, map, read all, check; then a write, a repair, and another look; its snapshots opened, and
+ *  one made, applied and deleted.
  *  The result of each step is right data or a BlockError; anything else is told as a failure. What is demanded besides:
  *  - a read-only open asks for no write;
  *  - what was written is read back, and an image that check calls right keeps all its other bytes, and stays right;
- *  - what a repair calls repaired passes the next check. */
+ *  - what a repair calls repaired passes the next check;
+ *  - snapshots made, applied and deleted leave disk and check as they were, where check called the image right. */
 import { BlockError, isBlockError } from '../../src/base/errors.ts';
 import { isZero } from '../../src/bytes/zeros.ts';
 import type { Codecs } from '../../src/codec/codecs.ts';
@@ -27,6 +29,8 @@ const READ_LIMIT = 64 * MiB;
 /** Kept to be compared after the write. */
 const KEEP_LIMIT = 8 * MiB;
 
+/** Snapshots of an image that are looked into. */
+const SNAPSHOTS = 3;
 /** Mending a snapshot table moves it, after the flags of what it covered were judged. */
 const REPAIR_ROUNDS = 3;
 /** Refcounts of clusters past the end of the file count as leaks once the file has grown. (And bitmaps leak by being dropped.) */
@@ -80,6 +84,8 @@ class Patient implements Outcome {
     const checked = await this.#check('check', this.#fresh());
     await this.#write(pieces, checked);
     await this.#repair();
+    await this.#openSnapshots();
+    await this.#changeSnapshots(pieces, checked);
   }
 
   #fresh(): MemoryStore {
@@ -233,6 +239,48 @@ class Patient implements Outcome {
       await this.#readAll('reread', image, after);
     });
     return opened && right;
+  }
+
+  async #openSnapshots(): Promise<void> {
+    let ids: readonly string[] = [];
+    await this.#with('snapshots', this.#fresh(), { readOnly: true, openBacking: false }, async (image) => {
+      ids = image.snapshots.slice(0, SNAPSHOTS).map(({ id }) => id);
+    });
+    for (const id of ids) {
+      await this.#with('snapshot', this.#fresh(), { readOnly: true, snapshot: { id } }, async (image) => {
+        await this.#step('snapshot map', () => mapAll(image));
+        await this.#readAll('snapshot read', image, new Map());
+      });
+    }
+  }
+
+  async #changeSnapshots(before: Pieces, checked: CheckResult | undefined): Promise<void> {
+    const store = this.#fresh();
+    const after: Pieces = new Map();
+    let changed = false;
+    await this.#with('snapshots rw', store, { readOnly: false }, async (image) => {
+      const first = image.snapshots[0]?.id;
+      const made = await this.#step('make', () => image.createSnapshot({ name: 'x', date: new Date(0) }));
+      if (made === undefined) return;
+      changed = true;
+      if (first !== undefined) await this.#step('apply first', () => image.applySnapshot({ id: first }));
+      const back = await this.#step('apply', async () => {
+        await image.applySnapshot({ id: made.id, name: made.name });
+        return true;
+      });
+      if (back !== true && this.steps['apply first'] === 'ok') changed = false;
+      await this.#step('delete', () => image.deleteSnapshot({ id: made.id, name: made.name }));
+      await this.#readAll('snapshots reread', image, after);
+    });
+    const sound = checked !== undefined && checked.corruptions === 0 && checked.checkErrors === 0;
+    if (!sound || !changed || this.steps['snapshots rw close'] !== 'ok') return;
+    const nowhere = { at: 0, bytes: new Uint8Array(0), kind: 'write', unit: 1 };
+    const damaged = changedOutside(before, after, nowhere);
+    if (damaged !== undefined) this.failures.push(`snapshots changed the byte at ${damaged}`);
+    const again = await this.#check('snapshots recheck', store.reopen());
+    if (again === undefined || again.corruptions > 0 || again.checkErrors > 0) {
+      this.failures.push(`snapshots made a sound image fail its check: ${JSON.stringify(again)}`);
+    }
   }
 
   /** What a repair calls repaired is sound, at the latest after as many rounds as qemu-img needs for the worst. */

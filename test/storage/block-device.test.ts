@@ -101,7 +101,12 @@ describe.runIf(hasLoop)('BlockDeviceStore on a loop device', () => {
       await withLoop(environment, async (device, store) => {
         expect(store).toMatchObject({ size: SIZE, driver: 'host_device', name: device });
         const status = await fileProtocol.status?.(device);
-        expect(status).toEqual({ kind: 'device', size: SIZE, identity: `device:${statSync(device).rdev}` });
+        expect(status).toEqual({
+          kind: 'device',
+          size: SIZE,
+          modifiedSeconds: expect.any(Number),
+          identity: `device:${statSync(device).rdev}`,
+        });
         expect(await store.status?.()).toMatchObject({ identity: status?.identity });
       });
     }
