@@ -50,12 +50,13 @@ function clearOne(bytes: Uint8Array, index: number): number {
 export function findRunEnd(bytes: Uint8Array, view: DataView, start: number, end: number): number {
   const value = getBit(bytes, start);
   const uniform = value ? 0xff : 0;
-  let at = start + 1;
-  while (at < end && at % 8 !== 0) {
-    if (getBit(bytes, at) !== value) return at;
+  let at = start;
+  // A run that begins with a byte is looked at by bytes from the first: most do.
+  while (at % 8 !== 0) {
     at++;
+    if (at >= end) return end;
+    if (getBit(bytes, at) !== value) return at;
   }
-  if (at >= end) return end;
   const byteEnd = Math.floor(end / 8);
   let byte = at / 8;
   const word = value ? -1 : 0;

@@ -10,6 +10,7 @@ import { isBlockError } from '../base/errors.ts';
 import { throwIfAborted } from '../base/job.ts';
 import { alignDown } from '../bytes/align.ts';
 import { clearBits, findRunEnd, getBit, setBits } from '../bytes/bits.ts';
+import { ExtentList } from './extent.ts';
 import { FlushGate } from './flush-gate.ts';
 import type { WritePlan } from './format.ts';
 import type { BlockNode } from './node.ts';
@@ -20,6 +21,9 @@ import { type CacheBudget, type Table, TableCache, type TableLease } from './tab
 
 /** Bytes of bitmap in one table: a request of any sensible size meets one or two. */
 const TABLE_SIZE = 64 * 1024;
+
+/** Tables from which on a request asks for holes first. */
+const WORTH_ASKING = 4;
 
 /** Where things are. Bytes, unless said otherwise. */
 export interface PresenceGeometry {
@@ -182,6 +186,13 @@ export class PresenceMap {
         into.push('unallocated', end - at, 0, -1, false);
         return undefined;
       }
+      const skipped = this.#skipHole(tableOffset, at, end, into);
+      if (typeof skipped !== 'number') return skipped;
+      if (skipped < 0) return undefined;
+      if (skipped > at) {
+        at = skipped;
+        continue;
+      }
       // Only the first table is waited for: the engine comes back for the rest.
       const table = at === offset ? this.#cache.load(tableOffset) : this.#cache.peek(tableOffset);
       if (table === undefined) return undefined;
@@ -190,6 +201,46 @@ export class PresenceMap {
       if (at < 0) return undefined;
     }
     return undefined;
+  }
+
+  /** Whoever asks about more than some tables have bits for is spared those that are holes in the file: a sparse bitmap of a large disk is
+   *  millions of zeros. @returns where to go on, `at` where there is no hole, -1: enough; or a promise that maps by itself, where the store must be waited for. */
+  #skipHole(tableOffset: number, at: number, end: number, into: RunList): number | Promise<void> {
+    const { file } = this.#options;
+    const { unit, bitmapOffset, bitmapLength } = this.#geometry;
+    const worthwhile = tableOffset + WORTH_ASKING * TABLE_SIZE;
+    // Changes that are not written yet would be overlooked.
+    if (end <= (worthwhile - bitmapOffset) * 8 * unit || this.#cache.dirty || !file.supports.extents) return at;
+    const start = Math.max(tableOffset, bitmapOffset);
+    const hole = new ExtentList(1);
+    hole.reset(start);
+    const pending = file.extents(start, bitmapOffset + bitmapLength - start, hole);
+    if (pending !== undefined) return this.#skipLater(pending, hole, tableOffset, at, end, into);
+    return this.#skipped(hole, tableOffset, at, end, into);
+  }
+
+  async #skipLater(
+    pending: Promise<void>,
+    hole: ExtentList,
+    tableOffset: number,
+    at: number,
+    end: number,
+    into: RunList,
+  ): Promise<void> {
+    await pending;
+    if (!this.#cache.dirty && this.#skipped(hole, tableOffset, at, end, into) !== at) return;
+    this.#mapTable(await this.#cache.load(tableOffset), at, end, into);
+  }
+
+  /** Adds what a hole at the beginning of `extents` tells, if it is as long as a table. */
+  #skipped(extents: ExtentList, tableOffset: number, at: number, end: number, into: RunList): number {
+    const { unit, bitmapOffset, bitmapLength, bits } = this.#geometry;
+    if (extents.count === 0 || !extents.at(0).zero) return at;
+    const holeEnd = extents.at(0).start + extents.at(0).length;
+    if (holeEnd < tableOffset + TABLE_SIZE && holeEnd < bitmapOffset + bitmapLength) return at;
+    const units = holeEnd >= bitmapOffset + bitmapLength ? bits : (alignDown(holeEnd, TABLE_SIZE) - bitmapOffset) * 8;
+    const stop = Math.min(end, units * unit);
+    return into.push('unallocated', stop - at, 0, -1, false) ? stop : -1;
   }
 
   async #mapLoaded(table: Promise<Table>, at: number, end: number, into: RunList): Promise<void> {

@@ -9,6 +9,7 @@ import { RunList } from '../../src/core/run.ts';
 import { CacheBudget } from '../../src/core/table-cache.ts';
 import { MemoryStore } from '../../src/storage/memory.ts';
 import { FaultStore } from '../../src/testing/fault-store.ts';
+import { LateStore } from '../../src/testing/late-store.ts';
 import { below, seededRandom } from '../../src/testing/random.ts';
 import { type LogEntry, RecordingStore, WriteLog } from '../../src/testing/recording-store.ts';
 import { bytesAllocatedIn, promisesIn } from '../support/count.ts';
@@ -17,6 +18,8 @@ import { ManualStore, turn } from '../support/manual-store.ts';
 const UNIT = 512;
 /** Bytes of bitmap in one table. */
 const TABLE = 64 * 1024;
+/** Shorter requests do not ask for holes. */
+const WORTH_ASKING = 4;
 
 /** Bitmap and data as an odd cow has them: neither begins at a sector. */
 function geometry(units: number, more: Partial<PresenceGeometry> = {}): PresenceGeometry {
@@ -228,13 +231,52 @@ describe('mapping', () => {
       `data ${last}+8`,
       `unallocated ${last + 8}+${units - last - 8}`,
     ]);
-    expect(log.entries.map(({ kind, offset }) => `${kind} ${offset}`)).toEqual(['read 1056', `read ${TABLE}`]);
+    // The bits of the first are a hole.
+    expect(log.entries.map(({ kind, offset }) => `${kind} ${offset}`)).toEqual([`read ${TABLE}`]);
     // What waits to be written there is seen all the same.
     await one.disk.write((units - 1) * UNIT, fill(UNIT));
     const tail = [`unallocated ${units - 4}+3`, `data ${units - 1}+1`];
     expect(await runsOf(one, (units - 4) * UNIT, 4 * UNIT)).toEqual(tail);
     await one.disk.flush();
     expect(await runsOf(one, (units - 4) * UNIT, 4 * UNIT)).toEqual(tail);
+  });
+
+  it.each(['now', 'later'])('steps over the holes of a sparse bitmap, told %s', async (when) => {
+    const tables = 500;
+    const units = tables * TABLE * 8;
+    const shape = geometry(units, { bitmapOffset: 1056 });
+    const random = seededRandom(7);
+    const memory = new MemoryStore({ size: shape.dataOffset + shape.virtualSize, pageSize: 4096 });
+    const present = [0, 1, units - 1, ...Array.from({ length: 12 }, () => below(random, units))].sort((a, b) => a - b);
+    const bits = new Set(present);
+    for (const unit of bits) {
+      const at = 1056 + Math.floor(unit / 8);
+      const [byte = 0] = await bytesAt(memory, at, 1);
+      await memory.write(at, Uint8Array.of(byte | (1 << (unit % 8))));
+    }
+    const log = new WriteLog();
+    const store = when === 'now' ? memory : new LateStore({ seed: 7 }, memory);
+    const one = rig(new RecordingStore(store, { log, reads: true }), shape);
+    const wanted: string[] = [];
+    let at = 0;
+    for (const unit of [...bits].filter((bit) => !bits.has(bit - 1))) {
+      let end = unit;
+      while (bits.has(end)) end++;
+      if (unit > at) wanted.push(`unallocated ${at}+${unit - at}`);
+      wanted.push(`data ${unit}+${end - unit}`);
+      at = end;
+    }
+    if (at < units) wanted.push(`unallocated ${at}+${units - at}`);
+    expect(await runsOf(one)).toEqual(wanted);
+    const reads = log.entries.filter(({ kind }) => kind === 'read').length;
+    expect(reads).toBeGreaterThan(0);
+    expect(reads).toBeLessThanOrEqual(bits.size + WORTH_ASKING);
+    // A change that is not written yet is no hole, whatever the file says.
+    await one.disk.write(250 * TABLE * 8 * UNIT, fill(UNIT));
+    expect(await runsOf(one)).toContain(`data ${250 * TABLE * 8}+1`);
+    await one.disk.flush();
+    expect(await runsOf(one)).toContain(`data ${250 * TABLE * 8}+1`);
+    await one.disk.close();
   });
 
   it('sees bits that wait to be written behind the end of a bitmap file that is short', async () => {
