@@ -172,8 +172,13 @@ function requireEssiv(spec: SectorCipherSpec, subject: string): void {
   const { cipher, ivHash } = spec;
   if (ivHash === undefined) throw fault(subject, 'iv-hash', 'the IV generator essiv names no hash');
   if (essivKeyBytes(spec) !== undefined) return;
-  const what = `essiv with ${ivHash} needs a key of ${digestBytes(ivHash)} bytes, which ${cipher} does not take`;
-  throw fault(subject, 'essiv', what, { cipher, hash: ivHash, keyBytes: digestBytes(ivHash) }, 'UNSUPPORTED');
+  throw fault(
+    subject,
+    'essiv',
+    `essiv with ${ivHash} needs a key of ${digestBytes(ivHash)} bytes, which ${cipher} does not take`,
+    { cipher, hash: ivHash, keyBytes: digestBytes(ivHash) },
+    'UNSUPPORTED',
+  );
 }
 
 function requireKnownHash(hash: string, subject: string): void {

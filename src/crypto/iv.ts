@@ -1,9 +1,11 @@
 /** Initialisation vectors, 16 bytes for each sector, from sector numbers. Spec: dm-crypt's plain, plain64 and essiv.
  *  Invariant: vectors live in memory that the next call reuses. */
-import { lowWord, setU64 } from '../bytes/ints.ts';
+import { highWord, lowWord } from '../bytes/ints.ts';
 import { openBlockCipher, type SectorCipherSpec } from './algorithms.ts';
 import type { BlockCipher, CryptoProvider } from './provider.ts';
 import { BLOCK } from './sectors.ts';
+
+const TWO_32 = 0x1_0000_0000;
 
 export class IvSource {
   readonly #bytes: Uint8Array;
@@ -22,9 +24,17 @@ export class IvSource {
 
   /** Vectors of `count` sectors from sector `first` on; valid until the next call. */
   vectors(first: number, count: number): Uint8Array {
-    for (let i = 0; i < count; i++) {
-      const number = first + i;
-      setU64(this.#view, i * BLOCK, this.#short ? lowWord(number) : number, true);
+    const view = this.#view;
+    let low = lowWord(first);
+    let high = highWord(first);
+    for (let at = 0; at < count * BLOCK; at += BLOCK) {
+      view.setUint32(at, low, true);
+      if (!this.#short) view.setUint32(at + 4, high, true);
+      low++;
+      if (low === TWO_32) {
+        low = 0;
+        high++;
+      }
     }
     const numbers = this.#bytes.subarray(0, count * BLOCK);
     return this.#essiv === undefined ? numbers : this.#essiv.encrypt(numbers);

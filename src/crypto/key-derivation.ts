@@ -58,8 +58,13 @@ export async function iterationsFor(
   const perMs = await iterationsPerMs(hash, length, provider);
   const iterations = Math.max(LEAST_ITERATIONS, Math.floor(perMs * ms * share));
   if (roundsOf(hash, iterations, length) <= DEFAULT_ROUND_LIMIT / 2) return iterations;
-  const what = `iter-time ${ms} ms makes ${iterations} PBKDF2 iterations, more than can be unlocked again`;
-  throw fault(subject, 'iter-time', what, { iterTime: ms, iterations }, 'OPTION');
+  throw fault(
+    subject,
+    'iter-time',
+    `iter-time ${ms} ms makes ${iterations} PBKDF2 iterations, more than can be unlocked again`,
+    { iterTime: ms, iterations },
+    'OPTION',
+  );
 }
 
 /** The better of two measurements, because other work makes a machine look slow and never fast. */

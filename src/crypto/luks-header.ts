@@ -1,6 +1,7 @@
 /** The header of a LUKS version 1 volume: 592 bytes at its start, big-endian, with eight key slots.
  *  Spec: LUKS on-disk format 1.2.3, section 4; bounds as QEMU checks them, in its order, so that the first fault found is the same.
  *  Invariant: a header that was parsed has passed every check: key material lies behind the first 4 KiB, before the payload, and apart. */
+import { hex } from '../base/errors.ts';
 import { bytes, struct, u16, u32 } from '../bytes/struct.ts';
 import { cipherModeField, type LuksAlgorithms, masterKeyBytes, parseAlgorithms } from './algorithms.ts';
 import { fault } from './fault.ts';
@@ -121,7 +122,7 @@ export function parseLuksHeader(head: Uint8Array, detached: boolean, subject: st
   const payloadOffset = raw.payloadSector * SECTOR;
   if (!detached && payloadOffset < LUKS_HEADER_AREA) {
     const details = { value: payloadOffset, bound: LUKS_HEADER_AREA };
-    throw fault(subject, 'payload', `the payload begins at byte ${payloadOffset}, inside the header`, details);
+    throw fault(subject, 'payload', `the payload begins at ${hex(payloadOffset)}, inside the header`, details);
   }
   if (raw.digestIterations === 0) {
     throw fault(subject, 'digest-iterations', 'the master key digest has 0 iterations', { value: 0, bound: 1 });
@@ -155,17 +156,17 @@ function checkSlot(slot: RawSlot, number: number, stride: number, end: number, s
     throw bad('slot-stripes', `has ${stripes} stripes, not ${LUKS_STRIPES}`, stripes, LUKS_STRIPES);
   }
   if (state !== SLOT_ACTIVE && state !== SLOT_INACTIVE) {
-    throw bad('slot-state', `is neither active nor inactive but 0x${state.toString(16)}`, state, SLOT_ACTIVE);
+    throw bad('slot-state', `is neither active nor inactive but ${hex(state)}`, state, SLOT_ACTIVE);
   }
   if (state === SLOT_ACTIVE && iterations === 0) throw bad('slot-iterations', 'has 0 iterations', 0, 1);
   const offset = slot.materialSector * SECTOR;
   if (offset < LUKS_HEADER_AREA) {
-    throw bad('slot-header', `has its material at byte ${offset}, inside the header`, offset, LUKS_HEADER_AREA);
+    throw bad('slot-header', `has its material at ${hex(offset)}, inside the header`, offset, LUKS_HEADER_AREA);
   }
   if (offset + stride > end) {
     throw bad(
       'slot-payload',
-      `has its material up to byte ${offset + stride}, inside the payload`,
+      `has its material up to ${hex(offset + stride)}, inside the payload`,
       offset + stride,
       end,
     );
@@ -177,8 +178,12 @@ function checkOverlap(slots: readonly RawSlot[], number: number, stride: number,
   for (let other = number + 1; other < slots.length; other++) {
     const from = (slots[other] as RawSlot).materialSector * SECTOR;
     if (start + stride <= from || from + stride <= start) continue;
-    const what = `key slots ${number} and ${other} overlap`;
-    throw fault(subject, 'slot-overlap', what, { slot: number, other, value: start, bound: from });
+    throw fault(subject, 'slot-overlap', `key slots ${number} and ${other} overlap`, {
+      slot: number,
+      other,
+      value: start,
+      bound: from,
+    });
   }
 }
 

@@ -5,6 +5,7 @@
  *  a new slot's material is durable before the header says that it is active, an erased slot is inactive before its material is overwritten:
  *  a crash in between costs the slot that was worked on and no other. */
 import { Mutex } from '../base/async.ts';
+import { hex } from '../base/errors.ts';
 import { throwIfAborted } from '../base/job.ts';
 import { masterKeyBytes, requireUsable } from './algorithms.ts';
 import { fault } from './fault.ts';
@@ -163,8 +164,12 @@ export class LuksVolume {
     const length = materialBytes(masterKeyBytes(this.#header.algorithms));
     const end = this.#slot(number).materialOffset + length;
     if (end <= this.#area.size) return length;
-    const what = `key slot ${number} has its material up to byte ${end}, past the end at ${this.#area.size}`;
-    throw fault(this.#subject, 'truncated', what, { slot: number, value: end, bound: this.#area.size });
+    throw fault(
+      this.#subject,
+      'truncated',
+      `key slot ${number} has its material up to ${hex(end)}, past the end at ${hex(this.#area.size)}`,
+      { slot: number, value: end, bound: this.#area.size },
+    );
   }
 
   #requireAllTried(attempt: Attempt): void {
@@ -172,8 +177,13 @@ export class LuksVolume {
     if (skipped === undefined) return;
     const rounds = roundsOfSlot(this.#header, this.#slot(skipped));
     const details = { slot: skipped, rounds, limit: budget.limit };
-    const what = `key slot ${skipped} asks for ${rounds} rounds of PBKDF2, more than is left of ${budget.limit} (option roundLimit)`;
-    throw fault(this.#subject, 'rounds', what, details, 'UNSUPPORTED');
+    throw fault(
+      this.#subject,
+      'rounds',
+      `key slot ${skipped} asks for ${rounds} rounds of PBKDF2, more than is left of ${budget.limit} (option roundLimit)`,
+      details,
+      'UNSUPPORTED',
+    );
   }
 
   #slot(number: number): LuksKeySlot {
@@ -221,18 +231,33 @@ export class LuksVolume {
       const attempt = new Attempt(options);
       if (!(await this.#opens(number, passphrase, attempt))) {
         this.#requireAllTried(attempt);
-        const what = `the password does not open key slot ${number}`;
-        throw fault(this.#subject, 'old-password', what, { slot: number }, 'ENCRYPTED');
+        throw fault(
+          this.#subject,
+          'old-password',
+          `the password does not open key slot ${number}`,
+          { slot: number },
+          'ENCRYPTED',
+        );
       }
     }
     if (force === true) return number;
     if (!this.#slot(number).active) {
-      const what = `key slot ${number} is inactive already`;
-      throw fault(this.#subject, 'slot-inactive', what, { slot: number }, 'INVALID_ARGUMENT');
+      throw fault(
+        this.#subject,
+        'slot-inactive',
+        `key slot ${number} is inactive already`,
+        { slot: number },
+        'INVALID_ARGUMENT',
+      );
     }
     if (this.#activeSlots() === 1) {
-      const what = `key slot ${number} is the only active one: without it nothing can be read any more`;
-      throw fault(this.#subject, 'last-slot', what, { slot: number }, 'INVALID_ARGUMENT');
+      throw fault(
+        this.#subject,
+        'last-slot',
+        `key slot ${number} is the only active one: without it nothing can be read any more`,
+        { slot: number },
+        'INVALID_ARGUMENT',
+      );
     }
     return number;
   }
@@ -253,8 +278,13 @@ export class LuksVolume {
       throw fault(this.#subject, 'no-match', 'the password opens no key slot that could be erased', {}, 'ENCRYPTED');
     }
     if (force !== true && slots.length === this.#activeSlots()) {
-      const what = 'the password opens all active key slots: without them nothing can be read any more';
-      throw fault(this.#subject, 'all-slots', what, { slots }, 'INVALID_ARGUMENT');
+      throw fault(
+        this.#subject,
+        'all-slots',
+        'the password opens all active key slots: without them nothing can be read any more',
+        { slots },
+        'INVALID_ARGUMENT',
+      );
     }
     return slots;
   }
@@ -294,8 +324,13 @@ export class LuksVolume {
 
   #requireSlotNumber(slot: number): void {
     if (Number.isInteger(slot) && slot >= 0 && slot < LUKS_SLOTS) return;
-    const what = `key slot ${slot} is not one of 0 to ${LUKS_SLOTS - 1}`;
-    throw fault(this.#subject, 'slot', what, { slot, bound: LUKS_SLOTS - 1 }, 'OPTION');
+    throw fault(
+      this.#subject,
+      'slot',
+      `key slot ${slot} is not one of 0 to ${LUKS_SLOTS - 1}`,
+      { slot, bound: LUKS_SLOTS - 1 },
+      'OPTION',
+    );
   }
 }
 

@@ -1,16 +1,7 @@
 /** The two modes without chaining. ECB: every block on its own, no vectors. CTR (NIST SP 800-38A): every block is XORed with an encrypted
  *  counter, 128 bits with the high byte first, that begins at the sector's vector. Both are in QEMU's list; neither is good for disks. */
 import type { BlockCipher } from './provider.ts';
-import {
-  BATCH,
-  BLOCK,
-  BLOCKS_PER_SECTOR,
-  SECTOR,
-  type SectorMode,
-  WORDS_PER_BLOCK,
-  WORDS_PER_SECTOR,
-  wordsOf,
-} from './sectors.ts';
+import { BATCH, BLOCK, SECTOR, type SectorMode, wordsOf } from './sectors.ts';
 
 export class EcbMode implements SectorMode {
   readonly encryptBatch = BATCH;
@@ -66,25 +57,25 @@ export class CtrMode implements SectorMode {
   }
 }
 
-/** The counters of one sector, end to end. Nearly always they differ in their last bytes only. */
+/** The counters of one sector, end to end, 32 of 4 words each. Nearly always they differ in their last bytes only. */
 function countFrom(starts: Int32Array, sector: number, words: Int32Array, bytes: Uint8Array): void {
-  const start = sector * WORDS_PER_BLOCK;
+  const start = sector * 4;
   const a = starts[start] as number;
   const b = starts[start + 1] as number;
   const c = starts[start + 2] as number;
   const d = starts[start + 3] as number;
-  let word = sector * WORDS_PER_SECTOR;
-  let last = sector * SECTOR + BLOCK - 1;
-  for (let block = 0; block < BLOCKS_PER_SECTOR; block++) {
+  let word = sector * 128;
+  let last = sector * 512 + 15;
+  for (let block = 0; block < 32; block++) {
     words[word] = a;
     words[word + 1] = b;
     words[word + 2] = c;
     words[word + 3] = d;
     const sum = (bytes[last] as number) + block;
     bytes[last] = sum;
-    if (sum > 255) carryInto(bytes, last - 1, last - BLOCK + 1);
-    word += WORDS_PER_BLOCK;
-    last += BLOCK;
+    if (sum > 255) carryInto(bytes, last - 1, last - 15);
+    word += 4;
+    last += 16;
   }
 }
 

@@ -96,7 +96,7 @@ class BatchedSectors implements SectorCipher {
   }
 
   encrypt(from: Uint8Array, into: Uint8Array, firstSector: number): void {
-    assert(from.length === into.length, `encryption of ${from.length} bytes into ${into.length}`);
+    if (from.length !== into.length) assert(false, `encryption of ${from.length} bytes into ${into.length}`);
     requireSectors(from.length, firstSector);
     const direct = isAligned(from) && isAligned(into);
     const step = (direct ? this.#mode.encryptBatch : BATCH) * SECTOR;
@@ -146,7 +146,9 @@ class BatchedSectors implements SectorCipher {
 }
 
 function requireSectors(length: number, firstSector: number): void {
-  assert(length % SECTOR === 0, `${length} bytes are no whole number of sectors`);
+  // texts are not made before they are needed: requests may be small and many
+  if (length % SECTOR !== 0) assert(false, `${length} bytes are no whole number of sectors`);
   const last = firstSector + length / SECTOR;
-  assert(Number.isSafeInteger(firstSector) && firstSector >= 0 && Number.isSafeInteger(last), `sector ${firstSector}`);
+  const whole = Number.isSafeInteger(firstSector) && firstSector >= 0 && Number.isSafeInteger(last);
+  if (!whole) assert(false, `sector ${firstSector}`);
 }

@@ -6,8 +6,6 @@ import { assert } from '../base/errors.ts';
 export const SECTOR = 512;
 /** Bytes of a block of every cipher here. */
 export const BLOCK = 16;
-export const WORDS_PER_SECTOR = SECTOR / 4;
-export const WORDS_PER_BLOCK = BLOCK / 4;
 export const BLOCKS_PER_SECTOR = SECTOR / BLOCK;
 
 /** Most sectors in one call of a block cipher. Measured: at 64 KiB calls cost nothing any more, and everything stays in the second-level cache. */

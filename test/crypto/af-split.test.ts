@@ -1,4 +1,5 @@
 /** Anti-forensic splitting: QEMU's own vector, and that every bit counts. */
+import { createHash } from 'node:crypto';
 import { describe, expect, it } from 'vitest';
 import { mergeKey, splitKey } from '../../src/crypto/af-split.ts';
 import { nodeCrypto } from '../../src/platform/node/crypto.ts';
@@ -14,6 +15,20 @@ describe('mergeKey', () => {
       9ebcfe0c9279b3ec1c5f793b0d1eaa1a770f70194bc880ee277c6e4a91965cf4`);
     const key = unhex('000102030405060708090a0b0c0d0e0fa0a1a2a3a4a5a6a7a8a9aaabacadaeaf');
     expect(mergeKey(split, 32, 5, 'sha256', nodeCrypto)).toEqual(key);
+  });
+
+  it('hashes each piece of a long key with its number', () => {
+    const numbered = (number: number, piece: Uint8Array) =>
+      createHash('sha1')
+        .update(Uint8Array.of(0, 0, 0, number))
+        .update(piece)
+        .digest();
+    const stripe = seeded(48, 1);
+    const digests = [0, 20, 40].map((at, i) => numbered(i, stripe.subarray(at, at + 20)));
+    const mask = Buffer.concat(digests).subarray(0, 48);
+    const key = seeded(48, 2);
+    const last = key.map((byte, i) => byte ^ (mask[i] as number));
+    expect(mergeKey(new Uint8Array([...stripe, ...last]), 48, 2, 'sha1', nodeCrypto)).toEqual(key);
   });
 
   it.each([

@@ -124,6 +124,25 @@ describe('createLuks', () => {
     expect(area.log).toEqual([]);
   });
 
+  it('leaves no master key behind when it fails', async () => {
+    const filled: Uint8Array[] = [];
+    const watched: CryptoProvider = {
+      ...quickCrypto(),
+      fillRandom: (into) => {
+        nodeCrypto.fillRandom(into);
+        filled.push(into);
+      },
+    };
+    const area = new MemoryArea(2_068_480);
+    area.write = async () => {
+      throw new Error('the disk is full');
+    };
+    await expect(createLuks(area, watched, BASE)).rejects.toThrow('the disk is full');
+    const [key] = filled;
+    expect(key?.length).toBe(64);
+    expect(key?.every((byte) => byte === 0)).toBe(true);
+  });
+
   it('refuses a place that is too small for its first slot', async () => {
     const area = new MemoryArea(4096);
     await expect(createLuks(area, quickCrypto(), BASE)).rejects.toMatchObject({ reason: 'luks.truncated' });

@@ -5,6 +5,7 @@ import { describe, expect, it } from 'vitest';
 import type { DataTransform } from '../../src/core/format.ts';
 import type { CipherMode, SectorCipherSpec } from '../../src/crypto/algorithms.ts';
 import { masterKeyBytes } from '../../src/crypto/algorithms.ts';
+import type { CryptoProvider } from '../../src/crypto/provider.ts';
 import { createLegacyAesCipher, createSectorCipher, sectorTransform } from '../../src/crypto/sector-cipher.ts';
 import { nodeCrypto } from '../../src/platform/node/crypto.ts';
 import { SUBJECT, seeded, unhex, utf8 } from './support.ts';
@@ -166,6 +167,38 @@ describe('createSectorCipher', () => {
     cipher.wipe();
     expect(() => cipher.encrypt(new Uint8Array(512), second, 0)).toThrow(expect.objectContaining({ code: 'CLOSED' }));
     expect(() => cipher.decrypt(second, 0)).toThrow(expect.objectContaining({ code: 'CLOSED' }));
+  });
+
+  it('wipes every key that it made, and what it made them of', () => {
+    const ciphers: { wiped: boolean }[] = [];
+    const digests: Uint8Array[] = [];
+    const watched: CryptoProvider = {
+      ...nodeCrypto,
+      blockCipher: (name, key) => {
+        const cipher = nodeCrypto.blockCipher(name, key);
+        if (cipher === undefined) return undefined;
+        const entry = { wiped: false };
+        ciphers.push(entry);
+        return {
+          encrypt: (blocks) => cipher.encrypt(blocks),
+          decrypt: (blocks) => cipher.decrypt(blocks),
+          wipe: () => {
+            entry.wiped = true;
+          },
+        };
+      },
+      digest: (hash, parts) => {
+        const digest = nodeCrypto.digest(hash, parts);
+        digests.push(digest);
+        return digest;
+      },
+    };
+    const spec = specOf('xts', { ivGenerator: 'essiv', ivHash: 'sha256' });
+    const cipher = createSectorCipher(spec, seeded(64), watched, SUBJECT);
+    expect(digests.map((digest) => digest.every((byte) => byte === 0))).toEqual([true]);
+    expect(ciphers).toEqual([{ wiped: false }, { wiped: false }, { wiped: false }]);
+    cipher.wipe();
+    expect(ciphers).toEqual([{ wiped: true }, { wiped: true }, { wiped: true }]);
   });
 
   it.each([
