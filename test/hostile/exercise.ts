@@ -270,10 +270,12 @@ class Patient implements Outcome {
       });
       if (back !== true && this.steps['apply first'] === 'ok') changed = false;
       await this.#step('delete', () => image.deleteSnapshot({ id: made.id, name: made.name }));
-      await this.#readAll('snapshots reread', image, after);
     });
     const sound = checked !== undefined && checked.corruptions === 0 && checked.checkErrors === 0;
     if (!sound || !changed || this.steps['snapshots rw close'] !== 'ok') return;
+    await this.#with('snapshots reopen', store.reopen(), { readOnly: true }, (image) =>
+      this.#readAll('snapshots reread', image, after),
+    );
     const nowhere = { at: 0, bytes: new Uint8Array(0), kind: 'write', unit: 1 };
     const damaged = changedOutside(before, after, nowhere);
     if (damaged !== undefined) this.failures.push(`snapshots changed the byte at ${damaged}`);

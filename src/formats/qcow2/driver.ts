@@ -16,8 +16,8 @@ import { Qcow2State, type TableMemory } from './image-state.ts';
 import { measureQcow2 } from './measure.ts';
 import { Qcow2Node } from './node.ts';
 import { createOptions, openOptions, type Qcow2OpenOptions, type RuntimeSettings, resolveSettings } from './options.ts';
+import { requireDiskSize, requireSnapshot, requireSnapshotL1 } from './snapshot-entries.ts';
 import { readSnapshotTable, type SnapshotTable } from './snapshot-table.ts';
-import { requireDiskSize, requireSnapshot, requireSnapshotL1 } from './snapshots.ts';
 
 /** Shorter files are no qcow2 images for probing, whatever they begin with. */
 const PROBE_BYTES = 112;

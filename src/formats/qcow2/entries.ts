@@ -105,6 +105,38 @@ export function setCopied(view: DataView, at: number, copied: boolean): void {
   view.setUint32(at, copied ? high | COPIED : high & ~COPIED);
 }
 
+// ---- runs of L2 entries --------------------------------------------------------------------------------------------------------
+// For passes over whole tables. The words are read signed: then they are small integers to V8 even before it has compiled the loop.
+
+/** How many entries from the one at `at` on, `most` at most, name neighbouring clusters in the same way: all words equal but for the offset,
+ *  which grows by one cluster each. At least 1; a run may end early where the offset passes a multiple of 4 GiB.
+ *  @param size bytes of an entry */
+export function clusterRun(view: DataView, at: number, size: number, most: number, clusterSize: number): number {
+  const high = view.getInt32(at);
+  let low = view.getInt32(at + 4);
+  let count = 1;
+  for (let next = at + size; count < most; count++, next += size) {
+    const following = (low + clusterSize) | 0;
+    if (low < 0 && following >= 0) break;
+    if (view.getInt32(next + 4) !== following || view.getInt32(next) !== high) break;
+    low = following;
+  }
+  return count;
+}
+
+/** Makes bit 63 of `count` entries from `at` on what `copied` says.
+ *  @returns how many were changed. */
+export function setCopiedRun(view: DataView, at: number, size: number, count: number, copied: boolean): number {
+  let changed = 0;
+  for (let i = 0; i < count; i++) {
+    const word = view.getInt32(at + i * size);
+    if (word < 0 === copied) continue;
+    view.setInt32(at + i * size, copied ? word | COPIED : word & ~COPIED);
+    changed++;
+  }
+  return changed;
+}
+
 /** True when the words differ in bit 63 at most. */
 export function equalButCopied(high: number, low: number, otherHigh: number, otherLow: number): boolean {
   return low === otherLow && (high & ~COPIED) === (otherHigh & ~COPIED);

@@ -36,8 +36,9 @@ import type { RuntimeSettings } from './options.ts';
 import { PreallocatedMetadata } from './preallocation.ts';
 import { Refcounts } from './refcounts.ts';
 import { Resize } from './resize.ts';
+import { placesOf } from './snapshot-entries.ts';
 import { readSnapshotTable, type SnapshotTable } from './snapshot-table.ts';
-import { placesOf, Snapshots } from './snapshots.ts';
+import { Snapshots } from './snapshots.ts';
 
 export interface Qcow2NodeOptions {
   readonly state: Qcow2State;

@@ -2,7 +2,7 @@
  *  places, and one write of header fields switches to them. Spec: qcow2, "Header", "Host cluster management", bit 63 of L1 and L2 entries.
  *  A COPIED flag and the refcount it speaks of lie in different sectors: however they are ordered, a cut between them leaves an image that a
  *  check calls corrupt. So neither is changed in place.
- *  Runs alone (MappedNode.exclusive), under the metadata mutex, on an image whose caches are written back.
+ *  Runs alone (MappedNode.exclusive), under the metadata mutex, on an image whose L1 and L2 tables are written back.
  *  Order: places reserved (leaked by a cut) → everything into them → durable → header fields, in one sector → durable.
  *  Invariant: until the switch nothing is written but to reserved places; what fails before it leaves the image as it was. */
 import { BlockError } from '../../base/errors.ts';

@@ -15,6 +15,8 @@ import { hexOf, type Qcow2State } from './image-state.ts';
 /** Blocks kept in memory: bytes at most, where the image's own limit is not lower, and so many in any case. */
 const MEMORY = 16 * MiB;
 const MIN_BLOCKS = 4;
+/** log2 of the usual width, 16 bits. */
+const USUAL_ORDER = 4;
 /** Runs of freed clusters that are remembered, for discards: a hint need not be complete. */
 const MAX_FREED_RUNS = 1_000_000;
 
@@ -74,7 +76,22 @@ export class NextRefcounts {
   }
 
   #change(block: Block, first: number, end: number, delta: number): void {
-    const { view, base } = block;
+    if (this.#order === USUAL_ORDER) this.#changeUsual(block, first, end, delta);
+    else this.#changeAny(block, first, end, delta);
+  }
+
+  /** As `#changeAny`, for the width that nearly all images have. */
+  #changeUsual({ view, base }: Block, first: number, end: number, delta: number): void {
+    for (let cluster = first, at = (first - base) * 2; cluster < end; cluster++, at += 2) {
+      const old = view.getUint16(at);
+      const value = old + delta;
+      if (old === 0 || value > 0xffff) throw this.#outOfRange(cluster, old, delta);
+      view.setUint16(at, value);
+      if (value === 0) this.#noteFreed(cluster);
+    }
+  }
+
+  #changeAny({ view, base }: Block, first: number, end: number, delta: number): void {
     const order = this.#order;
     const max = this.#state.geometry.refcountMax;
     for (let cluster = first; cluster < end; cluster++) {
@@ -106,7 +123,23 @@ export class NextRefcounts {
     return block === undefined ? -1 : getRefcount(block.view, cluster - block.base, this.#order);
   }
 
-  /** Loads what `known` needs. */
+  /** How many clusters of `[first, first+count)`, from the first on, are alike: all have one reference (positive), or none of them has
+   *  (negative). As far as the block of the first one tells; 0 where that must be loaded first. */
+  alike(first: number, count: number): number {
+    const last = this.#last;
+    const near = last !== undefined && first >= last.base && first < last.base + this.#perBlock;
+    const block = near ? last : this.#block(divFloor(first, this.#perBlock));
+    if (block === undefined) return 0;
+    const { view, base } = block;
+    const order = this.#order;
+    const end = Math.min(first - base + count, this.#perBlock);
+    const one = getRefcount(view, first - base, order) === 1;
+    let index = first - base + 1;
+    while (index < end && (getRefcount(view, index, order) === 1) === one) index++;
+    return (index - (first - base)) * (one ? 1 : -1);
+  }
+
+  /** Loads what `known` and `alike` need. */
   async load(cluster: number): Promise<void> {
     await this.#load(divFloor(cluster, this.#perBlock), cluster, 0);
   }

@@ -7,17 +7,17 @@ import { divFloor } from '../../bytes/align.ts';
 import type { ByteStore } from '../../core/store.ts';
 import { readTables, type TableReader } from './check-tables.ts';
 import {
+  clusterRun,
   compressedLength,
   compressedOffset,
   entryOffset,
-  isCopied,
   L2_COMPRESSED,
   L2_NORMAL,
   L2_UNALLOCATED,
   L2_ZERO_ALLOCATED,
   L2_ZERO_PLAIN,
   l2Kind,
-  setCopied,
+  setCopiedRun,
   setL1Entry,
 } from './entries.ts';
 import { TABLE_ENTRY_BYTES } from './geometry.ts';
@@ -129,26 +129,15 @@ export class TableWalk implements TableReader {
     const { geometry, hasDataFile } = this.#state;
     const { clusterSize, l2Entries, l2EntrySize, extendedL2, csizeShift } = geometry;
     this.#count = 0;
-    let next = 0;
-    // The words of an entry that continues the run in the same way; past 4 GiB no low word is that large, and the long way is taken.
-    let nextHigh = -1;
-    let nextLow = -1;
-    let i = index;
-    for (; i < l2Entries; i++) {
-      const high = view.getUint32(at + i * l2EntrySize);
-      const low = view.getUint32(at + i * l2EntrySize + 4);
-      if (high === nextHigh && low === nextLow) {
-        this.#count++;
-        next++;
-        nextLow += clusterSize;
-        continue;
-      }
+    for (let i = index; i < l2Entries; i++) {
+      const entryAt = at + i * l2EntrySize;
+      const high = view.getUint32(entryAt);
+      const low = view.getUint32(entryAt + 4);
       if (high === 0 && low === 0) continue;
       const kind = l2Kind(high, low, extendedL2, hasDataFile);
       if (kind === L2_UNALLOCATED || kind === L2_ZERO_PLAIN) continue;
       if (kind === L2_COMPRESSED) {
         // Each refers to its clusters for itself, neighbour or not.
-        if (this.#count > 0) break;
         const start = compressedOffset(high, low, csizeShift);
         if (!Number.isFinite(start)) return -1 - i;
         const last = divFloor(start + compressedLength(high, low, csizeShift) - 1, clusterSize);
@@ -158,61 +147,56 @@ export class TableWalk implements TableReader {
       }
       const offset = entryOffset(high, low);
       if (offset % clusterSize !== 0) return -1 - i;
-      const cluster = offset / clusterSize;
-      if (this.#count === 0) this.#first = cluster;
-      else if (cluster !== next) break;
-      this.#count++;
-      next = cluster + 1;
-      nextHigh = high;
-      nextLow = low + clusterSize;
+      this.#first = offset / clusterSize;
+      this.#count = clusterRun(view, entryAt, l2EntrySize, l2Entries - i, clusterSize);
+      return i + this.#count;
     }
-    return i;
+    return l2Entries;
   }
 
   async #settleFlags(pass: Pass, l1Index: number, offset: number, view: DataView, at: number): Promise<void> {
     const { refcounts } = this.#change;
-    const { clusterSize, l2EntrySize } = this.#state.geometry;
+    const { clusterSize, l2Entries, l2EntrySize } = this.#state.geometry;
     // In a table that another L1 table names as well no cluster has one reference only, whatever a damaged refcount says.
     const byCount = pass.flags === 'count' && (await refcounts.get(offset / clusterSize)) === 1;
-    this.#flagged = 0;
-    for (let index = 0; ; ) {
-      index = this.#setFlags(view, at, index, byCount);
-      if (index < 0) break;
-      const entryAt = at + index * l2EntrySize;
-      await refcounts.load(divFloor(entryOffset(view.getUint32(entryAt), view.getUint32(entryAt + 4)), clusterSize));
+    if (byCount) {
+      this.#flagged = 0;
+      for (let index = this.#flagByCount(view, at, 0); index < l2Entries; index = this.#flagByCount(view, at, index)) {
+        await refcounts.load(this.#first);
+      }
+    } else {
+      this.#flagged = setCopiedRun(view, at, l2EntrySize, l2Entries, false);
     }
     const place = this.#flagged === 0 ? offset : await this.#move(offset, view, at, pass.into.length);
     const copied = (await refcounts.get(place / clusterSize)) === 1;
     for (const l1 of pass.into) setL1Entry(l1, l1Index * TABLE_ENTRY_BYTES, place, copied);
   }
 
-  /** Makes the flags right from entry `index` on.
-   *  @returns the entry whose refcount must be loaded first; -1 at the end. */
-  #setFlags(view: DataView, at: number, index: number, byCount: boolean): number {
+  /** Makes the flags right from entry `index` on, as the refcounts say.
+   *  @returns the entry whose refcount, that of cluster `#first`, must be loaded first; the number of entries at the end. */
+  #flagByCount(view: DataView, at: number, index: number): number {
     const { refcounts } = this.#change;
     const { geometry, hasDataFile } = this.#state;
     const { clusterSize, l2Entries, l2EntrySize, extendedL2 } = geometry;
-    for (let i = index; i < l2Entries; i++) {
+    for (let i = index; i < l2Entries; ) {
       const entryAt = at + i * l2EntrySize;
       const high = view.getUint32(entryAt);
-      if (!byCount) {
-        if (!isCopied(high)) continue;
-        setCopied(view, entryAt, false);
-        this.#flagged++;
-        continue;
-      }
       const low = view.getUint32(entryAt + 4);
       const kind = l2Kind(high, low, extendedL2, hasDataFile);
-      if (kind !== L2_NORMAL && kind !== L2_ZERO_ALLOCATED) continue;
       const offset = entryOffset(high, low);
-      if (offset % clusterSize !== 0) continue;
-      const refcount = refcounts.known(offset / clusterSize);
-      if (refcount < 0) return i;
-      if ((refcount === 1) === isCopied(high)) continue;
-      setCopied(view, entryAt, refcount === 1);
-      this.#flagged++;
+      if ((kind !== L2_NORMAL && kind !== L2_ZERO_ALLOCATED) || offset % clusterSize !== 0) {
+        i++;
+        continue;
+      }
+      this.#first = offset / clusterSize;
+      const run = clusterRun(view, entryAt, l2EntrySize, l2Entries - i, clusterSize);
+      const alike = refcounts.alike(this.#first, run);
+      if (alike === 0) return i;
+      const count = Math.abs(alike);
+      this.#flagged += setCopiedRun(view, entryAt, l2EntrySize, count, alike > 0);
+      i += count;
     }
-    return -1;
+    return l2Entries;
   }
 
   /** Gives the table a new place, which `users` L1 tables will name instead of the old one. */

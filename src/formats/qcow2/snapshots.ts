@@ -7,17 +7,9 @@ import { type JobOptions, throwIfAborted } from '../../base/job.ts';
 import type { SnapshotFacet, SnapshotInfo, SnapshotRequest, SnapshotSelector } from '../../core/format.ts';
 import type { ByteStore } from '../../core/store.ts';
 import { setL1Entry } from './entries.ts';
-import {
-  type Geometry,
-  l1EntriesFor,
-  MAX_L1_BYTES,
-  MAX_SNAPSHOTS,
-  TABLE_ENTRY_BYTES,
-  vmStateOffset,
-} from './geometry.ts';
+import { type Geometry, l1EntriesFor, MAX_SNAPSHOTS, TABLE_ENTRY_BYTES, vmStateOffset } from './geometry.ts';
 import { hasDataFile } from './header.ts';
-import { checkTable } from './header-checks.ts';
-import type { Qcow2State } from './image-state.ts';
+import { hexOf, type Qcow2State } from './image-state.ts';
 import { describeSnapshot } from './info.ts';
 import type { SnapshotPlaces } from './metadata-map.ts';
 import {
@@ -29,6 +21,7 @@ import {
   TableChange,
   UnknownState,
 } from './snapshot-change.ts';
+import { nextId, placesOf, requireDiskSize, requireSnapshot, requireSnapshotL1 } from './snapshot-entries.ts';
 import {
   encodeSnapshotTable,
   MAX_TABLE_BYTES,
@@ -39,11 +32,11 @@ import {
 import { TableWalk } from './snapshot-walk.ts';
 
 const MAX_NAME_BYTES = 0xffff;
-const MAX_ID = 0xffff_ffff_ffff_ffffn;
+const MAX_U64 = 2n ** 64n - 1n;
 
 /** What snapshots need of the open image. */
 export interface SnapshotHost extends ChangeParts {
-  /** Writes everything back, refcounts included, and frees what was dropped. */
+  /** Writes L1 and L2 tables back, and frees what was dropped. */
   flush(): Promise<void>;
   /** The tables have moved: forgets everything that was read, and takes the new places of the snapshots.
    *  @param lowestFreed no cluster below it has become free */
@@ -90,7 +83,7 @@ export class Snapshots implements SnapshotFacet {
     const table = this.#encode(all);
     return await this.#alone(async () => {
       const { header, geometry, file } = this.#state;
-      const old = await readL1(file, header.l1Offset, header.l1Size);
+      const old = await this.#readL1(header.l1Offset, header.l1Size);
       const active = emptyL1(header.l1Size);
       const frozen = emptyL1(header.l1Size);
       const shared = created.vmStateSize > 0 ? handOver(old, frozen, geometry, header.virtualSize) : old;
@@ -116,8 +109,8 @@ export class Snapshots implements SnapshotFacet {
     this.#requireSize(entry);
     await this.#alone(async () => {
       const { header, geometry, file } = this.#state;
-      const old = await readL1(file, header.l1Offset, header.l1Size);
-      const frozen = await readL1(file, entry.l1Offset, entry.l1Size);
+      const old = await this.#readL1(header.l1Offset, header.l1Size);
+      const frozen = await this.#readL1(entry.l1Offset, entry.l1Size);
       const active = emptyL1(Math.max(entry.l1Size, l1EntriesFor(geometry, entry.diskSize)));
       const l2Tables = countL2Tables(frozen);
       const sizes = { l1: [active.byteLength], snapshotTable: 0, l2Tables };
@@ -139,12 +132,14 @@ export class Snapshots implements SnapshotFacet {
   async delete(which: SnapshotSelector, options: JobOptions = {}): Promise<void> {
     this.#requireSupport();
     const entry = this.#find(which);
-    const left = this.#table.entries.filter((other) => other !== entry);
+    // By place: empty entries are all the same one.
+    const index = this.#table.entries.indexOf(entry);
+    const left = this.#table.entries.filter((_, at) => at !== index);
     const table = this.#encode(left);
     await this.#alone(async () => {
       const { header, file } = this.#state;
-      const old = await readL1(file, header.l1Offset, header.l1Size);
-      const frozen = await readL1(file, entry.l1Offset, entry.l1Size);
+      const old = await this.#readL1(header.l1Offset, header.l1Size);
+      const frozen = await this.#readL1(entry.l1Offset, entry.l1Size);
       const active = emptyL1(header.l1Size);
       const l2Tables = countL2Tables(old);
       const sizes = { l1: [active.byteLength], snapshotTable: table.length, l2Tables };
@@ -231,6 +226,23 @@ export class Snapshots implements SnapshotFacet {
     }
   }
 
+  /** @throws CORRUPT, reason `qcow2.snapshot-l1-entries`, where it names more L2 tables than there can be: the time that a change takes is
+   *  bounded by the size of the file. */
+  async #readL1(offset: number, entries: number): Promise<DataView> {
+    const { file, geometry } = this.#state;
+    const l1 = emptyL1(entries);
+    await file.read(offset, new Uint8Array(l1.buffer));
+    const tables = countL2Tables(l1);
+    const bound = Math.ceil(file.size / geometry.clusterSize);
+    if (tables <= bound) return l1;
+    throw this.#fault(
+      'CORRUPT',
+      'snapshot-l1-entries',
+      `the L1 table at ${hexOf(offset)} names ${tables} L2 tables, in a file of ${bound} clusters; check the image`,
+      { offset, value: tables, bound },
+    );
+  }
+
   // ── what can be refused before anything is begun ─────────────────────────────────────────────
 
   #requireSupport(): void {
@@ -262,7 +274,7 @@ export class Snapshots implements SnapshotFacet {
     const { name, dateSeconds, dateNanoseconds = 0, vmClockNanoseconds = 0n, vmStateSize = 0, icount } = request;
     const nameBytes = new TextEncoder().encode(name).length;
     const isU32 = (value: number): boolean => Number.isInteger(value) && value >= 0 && value <= 0xffff_ffff;
-    const isU64 = (value: bigint): boolean => value >= 0n && value <= MAX_ID;
+    const isU64 = (value: bigint): boolean => value >= 0n && value <= MAX_U64;
     const bad =
       nameBytes > MAX_NAME_BYTES || name.includes('\0')
         ? `a name of ${nameBytes} bytes that cannot be recorded`
@@ -304,87 +316,10 @@ export class Snapshots implements SnapshotFacet {
   }
 }
 
-// ── entries ────────────────────────────────────────────────────────────────────────────────────
-
-/** The first snapshot that is meant; QEMU's order: a text is an id before it is a name.
- *  @throws NOT_FOUND, reason `qcow2.snapshot-missing`. */
-export function requireSnapshot(
-  entries: readonly SnapshotEntry[],
-  which: SnapshotSelector,
-  name: string,
-): SnapshotEntry {
-  let found: SnapshotEntry | undefined;
-  if (typeof which === 'string') {
-    found = entries.find(({ id }) => id === which) ?? entries.find((entry) => entry.name === which);
-  } else if (which.id !== undefined || which.name !== undefined) {
-    found = entries.find((entry) => (which.id ?? entry.id) === entry.id && (which.name ?? entry.name) === entry.name);
-  }
-  if (found !== undefined) return found;
-  const text =
-    typeof which === 'string' ? which : [which.id, which.name].filter((part) => part !== undefined).join(' ');
-  throw new BlockError('NOT_FOUND', `qcow2 "${name}": has no snapshot "${text}"`, {
-    reason: 'qcow2.snapshot-missing',
-    details: { snapshot: text, errno: 'ENOENT' },
-  });
-}
-
-/** @throws TOO_LARGE `qcow2.snapshot-l1-size`, CORRUPT `qcow2.snapshot-l1-offset`. */
-export function requireSnapshotL1(entry: SnapshotEntry, geometry: Geometry, name: string): void {
-  checkTable(
-    {
-      finding: 'snapshot-l1',
-      what: `L1 table of snapshot ${entry.id}`,
-      offset: entry.l1Offset,
-      entries: entry.l1Size,
-      entryBytes: TABLE_ENTRY_BYTES,
-      maxBytes: MAX_L1_BYTES,
-    },
-    geometry.clusterSize,
-    name,
-  );
-}
-
-/** @throws CORRUPT `qcow2.snapshot-disk-size`. */
-export function requireDiskSize(entry: SnapshotEntry, geometry: Geometry, name: string): void {
-  const { diskSize, id } = entry;
-  if (diskSize % 512 === 0 && l1EntriesFor(geometry, diskSize) * TABLE_ENTRY_BYTES <= MAX_L1_BYTES) return;
-  throw new BlockError('CORRUPT', `qcow2 "${name}": snapshot ${id} records a disk of ${diskSize} bytes`, {
-    reason: 'qcow2.snapshot-disk-size',
-    details: { id, value: diskSize },
-  });
-}
-
-/** One more than the largest id; ids that are no numbers count as far as they begin with one. */
-function nextId(entries: readonly SnapshotEntry[]): string {
-  let highest = 0n;
-  for (const { id } of entries) {
-    const digits = /^\s*\+?(\d+)/.exec(id)?.[1];
-    const value = digits === undefined ? 0n : BigInt(digits);
-    if (value > highest) highest = value;
-  }
-  if (highest < MAX_ID) return String(highest + 1n);
-  // Behind the last number QEMU begins anew, with an id that may be taken.
-  const taken = new Set(entries.map(({ id }) => id));
-  let free = 1;
-  while (taken.has(String(free))) free++;
-  return String(free);
-}
-
-/** What the overlap checks look after. */
-export function placesOf({ entries, size }: SnapshotTable): SnapshotPlaces {
-  return { tableBytes: size, inactive: entries.filter(({ l1Size }) => l1Size > 0) };
-}
-
 // ── L1 tables ──────────────────────────────────────────────────────────────────────────────────
 
 function emptyL1(entries: number): DataView {
   return new DataView(new ArrayBuffer(entries * TABLE_ENTRY_BYTES));
-}
-
-async function readL1(file: ByteStore, offset: number, entries: number): Promise<DataView> {
-  const l1 = emptyL1(entries);
-  await file.read(offset, new Uint8Array(l1.buffer));
-  return l1;
 }
 
 async function write(file: ByteStore, offset: number, l1: DataView): Promise<void> {

@@ -4,6 +4,7 @@ import {
   ALL_SUBCLUSTERS,
   bitmapEntryAllOnes,
   bitmapEntryHasReserved,
+  clusterRun,
   compressedLength,
   compressedOffset,
   entryOffset,
@@ -29,6 +30,7 @@ import {
   refcountTableHasReserved,
   setCompressedEntry,
   setCopied,
+  setCopiedRun,
   setL1Entry,
   setL2Entry,
   setRefcount,
@@ -226,5 +228,72 @@ describe('refcounts', () => {
 
   it('of 64 bits that no number holds are infinite', () => {
     expect(getRefcount(viewOf((1n << 64n) - 1n), 0, 6)).toBe(Number.POSITIVE_INFINITY);
+  });
+});
+
+describe('runs of L2 entries', () => {
+  function table(words: readonly bigint[], size = 8): DataView {
+    const view = new DataView(new ArrayBuffer(words.length * size));
+    for (const [index, word] of words.entries()) view.setBigUint64(index * size, word);
+    return view;
+  }
+
+  it.each([8, 16])('go as far as clusters are neighbours and flags alike; entries of %i bytes', (size) => {
+    fc.assert(
+      fc.property(
+        fc.integer({ min: 9, max: 21 }),
+        fc.bigInt({ min: 1n, max: 1n << 30n }),
+        fc.array(fc.constantFrom('next', 'next', 'next', 'next', 'gap', 'copied', 'zero', 'nothing'), {
+          maxLength: 40,
+        }),
+        fc.boolean(),
+        (clusterBits, first, steps, copied) => {
+          const cluster = 1n << BigInt(clusterBits);
+          const words = [first * cluster + (copied ? 1n << 63n : 0n)];
+          for (const step of steps) {
+            const last = words.at(-1) as bigint;
+            if (step === 'next') words.push(last + cluster);
+            else if (step === 'gap') words.push(last + 2n * cluster);
+            else if (step === 'copied') words.push((last ^ (1n << 63n)) + cluster);
+            else if (step === 'zero') words.push((last ^ 1n) + cluster);
+            else words.push(0n);
+          }
+          const neighbours = words.findIndex(
+            (word, index) => index > 0 && word !== (words[index - 1] as bigint) + cluster,
+          );
+          const wanted = neighbours < 0 ? words.length : neighbours;
+          const found = clusterRun(table(words, size), 0, size, words.length, Number(cluster));
+          if (found < wanted) {
+            // only where the low word passes its end
+            expect(((words[found] as bigint) & 0xffff_ffffn) < cluster).toBe(true);
+          } else expect(found).toBe(wanted);
+        },
+      ),
+    );
+  });
+
+  it('end where the low word passes its end, and where they are told to end', () => {
+    const cluster = 65_536n;
+    const words = Array.from(
+      { length: 8 },
+      (_, index) => (1n << 63n) | ((5n << 32n) - 4n * cluster + BigInt(index) * cluster),
+    );
+    const view = table(words);
+    expect(clusterRun(view, 0, 8, 8, 65_536)).toBe(4);
+    expect(clusterRun(view, 32, 8, 4, 65_536)).toBe(4);
+    expect(clusterRun(view, 0, 8, 3, 65_536)).toBe(3);
+    // the sign bit of the low word is no such end
+    const middle = Array.from({ length: 4 }, (_, index) => 0x7fff_0000n + BigInt(index) * cluster);
+    expect(clusterRun(table(middle), 0, 8, 4, 65_536)).toBe(4);
+  });
+
+  it('have their COPIED flags set and cleared, and those that were different are counted', () => {
+    const words = [0x8000_0000_0001_0000n, 0x0000_0000_0002_0000n, 0x8000_0000_0003_0001n, 0n];
+    const view = table(words);
+    expect(setCopiedRun(view, 0, 8, 3, true)).toBe(1);
+    expect(view.getBigUint64(8)).toBe(0x8000_0000_0002_0000n);
+    expect(setCopiedRun(view, 0, 8, 4, false)).toBe(3);
+    expect([0, 8, 16, 24].map((at) => view.getBigUint64(at))).toEqual([0x1_0000n, 0x2_0000n, 0x3_0001n, 0n]);
+    expect(setCopiedRun(view, 0, 8, 4, false)).toBe(0);
   });
 });

@@ -1,5 +1,6 @@
 import { describe, expect, it } from 'vitest';
 import type { SnapshotRequest } from '../../../src/core/format.ts';
+import { CacheBudget } from '../../../src/core/table-cache.ts';
 import { INCOMPATIBLE } from '../../../src/formats/qcow2/features.ts';
 import { type Qcow2Header, writeHeader } from '../../../src/formats/qcow2/header.ts';
 import {
@@ -278,12 +279,39 @@ describe('deleting a snapshot', () => {
     expect(await readAll(disk.node, 0, 20 * KiB)).toEqual(pattern(20 * KiB, 2));
   });
 
+  it('of three without anything in them leaves two', async () => {
+    const file = await createQcow2Bytes(64 * KiB, { clusterSize: 4096, compat: 'v2' }, false);
+    await withTable(file, new Uint8Array(120), 3);
+    const disk = await openDisk(file);
+    await disk.node.deleteSnapshot({ id: '' });
+    expect(listed(disk)).toEqual([' ', ' ']);
+    expect(await closeAndCheck(disk)).toMatchObject({ lines: [], leaks: 0 });
+  });
+
   it('is done after the last one without a snapshot table', async () => {
     const disk = await newDisk({ size: 64 * KiB, clusterSize: 4096 });
     await make(disk, 'a');
     await disk.node.deleteSnapshot('a');
     const { file } = await closeAndCheck(disk);
     expect(await headerOf(file)).toMatchObject({ snapshotCount: 0, snapshotsOffset: 0 });
+  });
+});
+
+describe('many snapshots, one after the other', () => {
+  it('find room in what earlier ones have left', async () => {
+    const disk = await newDisk({ size: 32 * KiB, clusterSize: 512 });
+    await disk.node.write(0, pattern(25 * KiB));
+    const sizes: number[] = [];
+    for (let i = 0; i < 60; i++) {
+      await make(disk, 'a');
+      await disk.node.write(((i * 7) % 40) * 512, pattern(6 * KiB, i));
+      if (i % 3 === 0) await disk.node.applySnapshot('a');
+      await disk.node.deleteSnapshot('a');
+      await disk.node.flush();
+      sizes.push(disk.file.size);
+    }
+    expect(sizes.at(-1)).toBe(sizes[29]);
+    expect(await closeAndCheck(disk)).toMatchObject({ lines: [], leaks: 0 });
   });
 });
 
@@ -340,6 +368,48 @@ describe('an image that holds snapshots', () => {
       return old.some((byte) => byte !== 0) && !(offset >= block && offset < block + 4 * 512);
     });
     expect(overwritten).toEqual([]);
+  });
+});
+
+describe('with hardly any memory for tables', () => {
+  it('refcounts that are far apart are all changed, and changed back', async () => {
+    // A refcount block counts 32 KiB of the file: there are some twenty of them, and four are kept.
+    const file = await createQcow2Bytes(600 * KiB, { refcountBits: 64 }, false);
+    const node = await openQcow2(file, { cache: new CacheBudget(0) });
+    const bytes = new Uint8Array(600 * KiB);
+    const write = async (at: number, length: number, seed: number): Promise<void> => {
+      bytes.set(pattern(length, seed), at);
+      await node.write(at, pattern(length, seed));
+    };
+    // every cluster in another place than its neighbours
+    for (let i = 0; i < 1200; i++) await write(((i * 487) % 1200) * 512, 512, i);
+    await node.createSnapshot({ name: 'a', ...AT });
+    for (let i = 0; i < 60; i++) await write(((i * 131) % 590) * KiB, 3000, i + 7);
+    await node.createSnapshot({ name: 'b', ...AT });
+    await node.deleteSnapshot('a');
+    expect(await readAll(node)).toEqual(bytes);
+    await node.applySnapshot('b');
+    await node.deleteSnapshot('b');
+    expect(await readAll(node)).toEqual(bytes);
+    await node.close();
+    const { lines, leaks } = await checkQcow2(file.reopen());
+    expect({ lines, leaks }).toEqual({ lines: [], leaks: 0 });
+  });
+});
+
+describe('an image so full that the refcount table is too small for what must be reserved', () => {
+  it('has a larger one, and a snapshot', async () => {
+    const disk = await newDisk({ size: 2000 * KiB, refcountBits: 64 });
+    await disk.node.write(0, pattern(1950 * KiB));
+    await disk.node.flush();
+    const before = await headerOf(disk.file);
+    await make(disk, 'a');
+    const after = await headerOf(disk.file);
+    expect(after.refcountTableClusters).toBeGreaterThan(before.refcountTableClusters);
+    await disk.node.write(0, pattern(30 * KiB, 2));
+    await disk.node.applySnapshot('a');
+    expect(await readAll(disk.node, 0, 1950 * KiB)).toEqual(pattern(1950 * KiB));
+    expect(await closeAndCheck(disk)).toMatchObject({ lines: [], leaks: 0 });
   });
 });
 

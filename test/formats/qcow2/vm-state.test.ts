@@ -91,6 +91,9 @@ describe('VM state', () => {
     await disk.node.createSnapshot({ name: 'a', dateSeconds: 1 });
     expect(await state(disk, 0, 5000)).toEqual(pattern(5000));
     await disk.node.writeVmState(100, pattern(50, 2));
+    const changed = pattern(5000);
+    changed.set(pattern(50, 2), 100);
+    expect(await state(disk, 0, 5000)).toEqual(changed);
     await disk.node.applySnapshot('a');
     expect(await state(disk, 0, 5000)).toEqual(pattern(5000));
     expect(await closeAndCheck(disk)).toMatchObject({ lines: [], leaks: 0 });
