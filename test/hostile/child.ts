@@ -2,7 +2,7 @@
  *  Time is the processor's, not the clock's, so that a busy machine is no failure. */
 import { createCodecs } from '../../src/codec/create.ts';
 import { loadBases } from './bases.ts';
-import { exercise } from './exercise.ts';
+import { collectGarbage, exercise } from './exercise.ts';
 import { Mutator, type Recipe } from './mutate.ts';
 
 /** What the parent asks for. */
@@ -29,9 +29,6 @@ export type Report =
     }
   | { readonly type: 'done'; readonly peakBytes: number };
 
-/** Bytes. */
-const COLLECT_ABOVE = 56 * 1024 * 1024;
-
 const strays: string[] = [];
 const note = (error: unknown): void => {
   strays.push(`unhandled: ${error instanceof Error ? error.stack : String(error)}`);
@@ -49,9 +46,7 @@ async function serve({ directory, seed, from, to, recipes }: Order): Promise<voi
   const codecs = createCodecs({ workers: 0 });
   for (let index = from; index < to; index++) {
     tell({ type: 'begin', index });
-    // what counts is the memory that cases need, and not how many of them the collector lets pass
-    const { heapUsed, arrayBuffers } = process.memoryUsage();
-    if (heapUsed + arrayBuffers > COLLECT_ABOVE) globalThis.gc?.();
+    collectGarbage();
     const recipe = recipes?.[index] ?? mutator.recipe(index);
     const start = process.cpuUsage();
     const { steps, failures } = await exercise(recipe, bases, codecs);
