@@ -78,6 +78,9 @@ export interface FormatNode {
   /** Records another backing file (`undefined`: none), or what the same one is like now. That guests see the same afterwards is the caller's
    *  promise. Called alone, inside `exclusive`. Durable when it ends. */
   changeBacking?(backing: BackingRecord | undefined): Promise<void>;
+  /** Changes what the image was created with. `options` holds what was asked, by the TypeScript names of the driver's `amendOptions`, valid and
+   *  without defaults. Called alone, inside `exclusive`. Durable when it ends; interrupted, the image holds the same as before. */
+  amend?(options: Readonly<Record<string, unknown>>, run: AmendRun): Promise<void>;
   /** Drops all that this layer holds, so that it shows its backing file again. Called alone, inside `exclusive`. Durable when it ends. */
   makeEmpty?(): Promise<void>;
   /** Makes the data file an image of its own, for formats that keep data apart from metadata; never copies guest data.
@@ -91,6 +94,11 @@ export interface FormatNode {
   readonly check?: CheckFacet;
   readonly snapshots?: SnapshotFacet | undefined;
   readonly vmState?: VmStateFacet | undefined;
+}
+
+export interface AmendRun extends JobOptions {
+  /** Do what cannot be undone: erase the last key. Default false. */
+  readonly force?: boolean | undefined;
 }
 
 /** What the engine lends a format. */
@@ -257,6 +265,11 @@ export interface Standalone {
   readonly format: string;
 }
 
+/** Passwords and keys, by the ids that options refer to (`encrypt.key-secret`).
+ *  @returns a copy, which the caller wipes
+ *  @throws {@link BlockError} NOT_FOUND, reason `secret.missing`, details `{ id }`. */
+export type Secrets = (id: string) => Uint8Array;
+
 export interface OpenContext {
   readonly file: BlockNode;
   /** What messages call the image. */
@@ -280,6 +293,8 @@ export interface OpenContext {
   openReference(reference: Reference): Promise<BlockNode>;
   /** Looks at a file without opening it. `undefined`: nothing is there, or the caller's policy does not let us look. */
   referenceStatus(reference: Reference): Promise<ReferenceStatus | undefined>;
+  /** As {@link Secrets}. */
+  secret(id: string): Uint8Array;
   report(event: ImageEvent): void;
   readonly signal?: AbortSignal | undefined;
 }
@@ -292,6 +307,8 @@ export interface CreateContext {
   createReference(reference: Reference, existing: 'replace' | 'keep'): Promise<ByteStore>;
   /** As that of {@link OpenContext}. */
   referenceStatus(reference: Reference): Promise<ReferenceStatus | undefined>;
+  /** As {@link Secrets}. */
+  secret(id: string): Uint8Array;
   readonly signal?: AbortSignal | undefined;
 }
 
@@ -335,6 +352,8 @@ export interface FormatDriver<
   readonly capabilities: FormatCapabilities;
   readonly openOptions: O;
   readonly createOptions: C;
+  /** What {@link FormatNode.amend} takes; none where images of the format cannot be amended. */
+  readonly amendOptions?: OptionSchema | undefined;
   /** 0..100, pure. */
   probe(input: ProbeInput): number;
   open(context: OpenContext, options: OptionsOf<O>): Promise<FormatNode>;

@@ -6,6 +6,7 @@ import { cliName, type OptionsInput, type OptionsOf, resolveOptions } from '../b
 import type { CreateContext, FormatDriver, Reference, ReferenceStatus } from '../core/format.ts';
 import type { BlockNode } from '../core/node.ts';
 import type { ProtocolDriver } from '../core/protocol.ts';
+import { secretsOf } from '../core/secrets.ts';
 import type { ByteStore } from '../core/store.ts';
 import { type ImageDrivers, openImage } from './open.ts';
 import { requireFormat } from './probe.ts';
@@ -207,12 +208,13 @@ async function lookAt(
   options: CreateImageOptions,
 ): Promise<{ readonly size: number; readonly format: string }> {
   try {
-    const { formats, probed, protocols, codecs, signal } = options;
+    const { formats, probed, protocols, codecs, secrets, signal } = options;
     const image = await openImage(resolved, {
       formats,
       probed,
       protocols,
       codecs,
+      secrets,
       signal,
       format,
       references: 'layer-only',
@@ -312,6 +314,7 @@ class Plan implements CreatePlan {
       name: this.name,
       createReference: (asked, existing) => named.create(asked, existing),
       referenceStatus: (asked) => this.#lookAt(asked),
+      secret: secretsOf(this.#given.secrets),
       signal: this.#given.signal,
     };
     try {

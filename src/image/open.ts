@@ -20,6 +20,7 @@ import { type MappedNode, mappedNode } from '../core/mapped-node.ts';
 import type { BlockNode } from '../core/node.ts';
 import type { ProtocolDriver } from '../core/protocol.ts';
 import type { SafetyRules } from '../core/safety.ts';
+import { type SecretsInput, secretsOf } from '../core/secrets.ts';
 import { CacheBudget } from '../core/table-cache.ts';
 import { EventHub } from './events.ts';
 import { Image } from './image.ts';
@@ -49,6 +50,8 @@ export interface ImageDrivers {
   readonly protocols: readonly ProtocolDriver[];
   /** Compression, on worker threads for bulk; in this thread when not given. */
   readonly codecs?: Codecs | undefined;
+  /** Passwords and keys by the ids that options of formats refer to, for every layer. */
+  readonly secrets?: SecretsInput | undefined;
 }
 
 /** Open options by their TypeScript names, or what gives them once the format is known. */
@@ -232,6 +235,7 @@ class Opening {
       codecs: this.#codecs,
       openReference: (reference) => this.#follow(reference, layer),
       referenceStatus: (reference) => this.#lookAt(reference, layer),
+      secret: secretsOf(this.#options.secrets),
       report: (event) => this.#hub.emit(event),
       signal,
     };

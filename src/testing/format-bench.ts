@@ -6,6 +6,7 @@ import type { CheckResult, FormatDriver, FormatNode, OpenContext, Reference, Ref
 import { mappedNode } from '../core/mapped-node.ts';
 import type { BlockNode } from '../core/node.ts';
 import { ALL_RULES } from '../core/safety.ts';
+import { secretsOf } from '../core/secrets.ts';
 import { CacheBudget } from '../core/table-cache.ts';
 import { MemoryStore } from '../storage/memory.ts';
 import { below } from './random.ts';
@@ -167,6 +168,7 @@ class DriverImage<O extends OptionSchema, C extends OptionSchema> {
         this.#references.set(reference.name, store);
         return Promise.resolve(store);
       },
+      secret: secretsOf(undefined),
       referenceStatus: (reference: Reference) => this.#referenceStatus(reference),
     };
     await driver.create?.(context, size, options);
@@ -201,6 +203,7 @@ class DriverImage<O extends OptionSchema, C extends OptionSchema> {
       cache: new CacheBudget(cacheBytes),
       codecs,
       openReference: (reference) => Promise.resolve(this.#openReference(reference)),
+      secret: secretsOf(undefined),
       referenceStatus: (reference) => this.#referenceStatus(reference),
       report: () => undefined,
     };

@@ -156,8 +156,8 @@ export async function planTarget(
 }
 
 function pick(options: ConvertOptions) {
-  const { formats, probed, protocols, codecs, signal } = options;
-  return { formats, probed, protocols, codecs, signal };
+  const { formats, probed, protocols, codecs, secrets, signal } = options;
+  return { formats, probed, protocols, codecs, secrets, signal };
 }
 
 export function isUnsafe(options: ConvertOptions): boolean {

@@ -150,7 +150,8 @@ function refusal(reason: string, message: string, details: Readonly<Record<strin
 
 async function openSource(source: string | ConvertSource | Image, options: ConvertOptions): Promise<Image> {
   if (source instanceof Image) return source;
-  const { formats, probed, protocols, codecs, references, probeBacking, cacheBytes, signal, onEvent } = options;
+  const { formats, probed, protocols, codecs, secrets, references, probeBacking, cacheBytes, signal, onEvent } =
+    options;
   const {
     name,
     format,
@@ -163,6 +164,7 @@ async function openSource(source: string | ConvertSource | Image, options: Conve
     probed,
     protocols,
     codecs,
+    secrets,
     references,
     probeBacking,
     cacheBytes,

@@ -6,6 +6,7 @@ import type { CheckFix, CheckResult, OpenContext, Reference } from '../../src/co
 import { type MappedNode, mappedNode } from '../../src/core/mapped-node.ts';
 import type { BlockNode } from '../../src/core/node.ts';
 import { ALL_RULES } from '../../src/core/safety.ts';
+import { secretsOf } from '../../src/core/secrets.ts';
 import { CacheBudget } from '../../src/core/table-cache.ts';
 import { createAddCow } from '../../src/formats/add-cow/create.ts';
 import { addCow } from '../../src/formats/add-cow/driver.ts';
@@ -56,6 +57,7 @@ export async function createAddCowFiles(
       file,
       name: 'disk',
       createReference: () => Promise.resolve(image),
+      secret: secretsOf(undefined),
       referenceStatus: () => Promise.resolve(undefined),
     },
     folding?.size ?? size,
@@ -100,6 +102,7 @@ export async function openAddCow(file: BlockNode, image: BlockNode, options: Ope
     rules,
     cache: options.cache ?? new CacheBudget(1 << 20),
     codecs,
+    secret: secretsOf(undefined),
     referenceStatus: () => Promise.resolve(undefined),
     openReference: ({ role }: Reference) => {
       const node = role === 'data' ? image : options.backing;

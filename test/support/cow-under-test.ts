@@ -14,6 +14,7 @@ import type {
 import { type MappedNode, mappedNode } from '../../src/core/mapped-node.ts';
 import type { BlockNode } from '../../src/core/node.ts';
 import { ALL_RULES, type SafetyRules } from '../../src/core/safety.ts';
+import { secretsOf } from '../../src/core/secrets.ts';
 import { CacheBudget } from '../../src/core/table-cache.ts';
 import { cow } from '../../src/formats/cow/driver.ts';
 import { type CowGeometry, type CowLayoutId, geometryOf, layoutOf } from '../../src/formats/cow/layouts.ts';
@@ -64,6 +65,7 @@ export async function newCow(size: number, options: CreateCow = {}): Promise<Mem
       file,
       name: 'disk',
       createReference: () => Promise.reject(new Error('no references here')),
+      secret: secretsOf(undefined),
       referenceStatus: () => Promise.resolve(status),
     },
     size,
@@ -104,6 +106,7 @@ export async function openCow(file: BlockNode, options: OpenCow = {}): Promise<O
     rules,
     cache: options.cache ?? new CacheBudget(1 << 20),
     codecs,
+    secret: secretsOf(undefined),
     referenceStatus: () => Promise.resolve(typeof options.status === 'function' ? options.status() : options.status),
     openReference: () => Promise.resolve(options.backing ?? zeros()),
     report: (event) => void events.push(event),

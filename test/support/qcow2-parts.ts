@@ -5,6 +5,7 @@ import type { ImageEvent, OpenContext } from '../../src/core/format.ts';
 import { type MappedNode, mappedNode } from '../../src/core/mapped-node.ts';
 import type { BlockNode } from '../../src/core/node.ts';
 import { RunList } from '../../src/core/run.ts';
+import { secretsOf } from '../../src/core/secrets.ts';
 import { CacheBudget } from '../../src/core/table-cache.ts';
 import { qcow2 } from '../../src/formats/qcow2/driver.ts';
 import { entryOffset } from '../../src/formats/qcow2/entries.ts';
@@ -50,6 +51,7 @@ export async function openDisk(file: MemoryStore, options: OpenDiskOptions = {})
     unsafe: false,
     cache: new CacheBudget(1 << 20),
     codecs,
+    secret: secretsOf(undefined),
     referenceStatus: () => Promise.resolve(undefined),
     openReference: ({ role }) => {
       const node = role === 'data' ? options.dataFile : options.backing;

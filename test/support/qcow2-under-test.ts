@@ -6,6 +6,7 @@ import type { CheckFix, CheckResult, OpenContext, SnapshotSelector } from '../..
 import { type MappedNode, mappedNode } from '../../src/core/mapped-node.ts';
 import type { BlockNode } from '../../src/core/node.ts';
 import { ALL_RULES } from '../../src/core/safety.ts';
+import { secretsOf } from '../../src/core/secrets.ts';
 import { CacheBudget } from '../../src/core/table-cache.ts';
 import { checkImageTables } from '../../src/formats/qcow2/check.ts';
 import { qcow2 } from '../../src/formats/qcow2/driver.ts';
@@ -57,6 +58,7 @@ export async function openQcow2(file: BlockNode, options: OpenQcow2 = {}): Promi
     snapshot: options.snapshot,
     cache: options.cache ?? new CacheBudget(1 << 20),
     codecs,
+    secret: secretsOf(undefined),
     referenceStatus: () => Promise.resolve(undefined),
     openReference: () => {
       if (options.backing === undefined) throw new Error('the image has no backing file');
@@ -76,6 +78,7 @@ export async function createQcow2Bytes(size: number, variant: Qcow2Variant, hasB
       file,
       name: 'disk',
       createReference: () => Promise.reject(new Error('no references here')),
+      secret: secretsOf(undefined),
       referenceStatus: () => Promise.resolve(undefined),
     },
     size,

@@ -3,6 +3,7 @@ import { resolveOptions } from '../../../src/base/options.ts';
 import { KiB } from '../../../src/base/sizes.ts';
 import type { MappedNode } from '../../../src/core/mapped-node.ts';
 import { ALL_RULES, type SafetyRules } from '../../../src/core/safety.ts';
+import { secretsOf } from '../../../src/core/secrets.ts';
 import { createAddCow } from '../../../src/formats/add-cow/create.ts';
 import { readHeader } from '../../../src/formats/add-cow/header.ts';
 import { createOptions } from '../../../src/formats/add-cow/options.ts';
@@ -121,6 +122,7 @@ describe('a cut while an image is made', () => {
             file,
             name: 'disk',
             createReference: () => Promise.resolve(data),
+            secret: secretsOf(undefined),
             referenceStatus: () => Promise.resolve(undefined),
           },
           kept,

@@ -4,6 +4,7 @@ import { describe, expect, it } from 'vitest';
 import { type OptionsInput, resolveOptions } from '../../../src/base/options.ts';
 import { KiB, MiB, TiB } from '../../../src/base/sizes.ts';
 import type { CreateContext } from '../../../src/core/format.ts';
+import { secretsOf } from '../../../src/core/secrets.ts';
 import { createAddCow } from '../../../src/formats/add-cow/create.ts';
 import { addCow } from '../../../src/formats/add-cow/driver.ts';
 import { createOptions } from '../../../src/formats/add-cow/options.ts';
@@ -310,6 +311,7 @@ function contextOf(file: MemoryStore, image: MemoryStore): CreateContext {
     file,
     name: 'disk',
     createReference: () => Promise.resolve(image),
+    secret: secretsOf(undefined),
     referenceStatus: () => Promise.resolve(undefined),
   };
 }

@@ -1,6 +1,7 @@
 /** New cow images: what is recorded, what is refused, what a crash leaves; and how converting makes and reads them. */
 import { describe, expect, it } from 'vitest';
 import { BlockError, isBlockError } from '../../../src/base/errors.ts';
+import { secretsOf } from '../../../src/core/secrets.ts';
 import { cow } from '../../../src/formats/cow/driver.ts';
 import { CREATABLE_LAYOUT_IDS, layoutOf } from '../../../src/formats/cow/layouts.ts';
 import type { CreateImageOptions } from '../../../src/image/create.ts';
@@ -281,6 +282,7 @@ describe('a crash while an image is made', () => {
         file: store,
         name: 'disk',
         createReference: () => Promise.reject(new Error('no references here')),
+        secret: secretsOf(undefined),
         referenceStatus: () => Promise.resolve(baseStatus({ absolute: backingName })),
       },
       size,

@@ -1,6 +1,7 @@
 import { describe, expect, it } from 'vitest';
 import { resolveOptions } from '../../../src/base/options.ts';
 import type { CreateContext } from '../../../src/core/format.ts';
+import { secretsOf } from '../../../src/core/secrets.ts';
 import { checkImageTables } from '../../../src/formats/qcow2/check.ts';
 import { createQcow2 } from '../../../src/formats/qcow2/create.ts';
 import { readHeader } from '../../../src/formats/qcow2/header.ts';
@@ -17,6 +18,7 @@ function contextOf(file: MemoryStore): CreateContext {
     file,
     name: 'x',
     createReference: () => Promise.resolve(new MemoryStore()),
+    secret: secretsOf(undefined),
     referenceStatus: () => Promise.resolve(undefined),
   };
 }

@@ -1,4 +1,5 @@
 import { describe, expect, it } from 'vitest';
+import { secretsOf } from '../../../src/core/secrets.ts';
 import { MemoryStore } from '../../../src/storage/memory.ts';
 import { RecordingStore } from '../../../src/testing/recording-store.ts';
 import { closeAndCheck, extentsOf, newDisk, openDisk, pattern, readAll } from '../../support/qcow2-parts.ts';
@@ -124,6 +125,7 @@ describe('a qcow2 disk', () => {
         file,
         name: 'disk',
         createReference: () => Promise.resolve(dataFile),
+        secret: secretsOf(undefined),
         referenceStatus: () => Promise.resolve(undefined),
       },
       64 * KiB,

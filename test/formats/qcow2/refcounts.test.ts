@@ -1,4 +1,5 @@
 import { describe, expect, it } from 'vitest';
+import { secretsOf } from '../../../src/core/secrets.ts';
 import { CacheBudget } from '../../../src/core/table-cache.ts';
 import { Qcow2State } from '../../../src/formats/qcow2/image-state.ts';
 import { Refcounts } from '../../../src/formats/qcow2/refcounts.ts';
@@ -23,6 +24,7 @@ async function open(
     cache: new CacheBudget(1 << 16),
     codecs,
     openReference: () => Promise.reject(new Error('none')),
+    secret: secretsOf(undefined),
     referenceStatus: () => Promise.resolve(undefined),
     report: () => undefined,
   };

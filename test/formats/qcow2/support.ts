@@ -6,6 +6,7 @@ import { join } from 'node:path';
 import { afterAll, describe } from 'vitest';
 import { BlockError } from '../../../src/base/errors.ts';
 import { type OptionsInput, resolveOptions } from '../../../src/base/options.ts';
+import { secretsOf } from '../../../src/core/secrets.ts';
 import type { ByteStore } from '../../../src/core/store.ts';
 import { createQcow2 } from '../../../src/formats/qcow2/create.ts';
 import { createOptions } from '../../../src/formats/qcow2/options.ts';
@@ -82,6 +83,7 @@ export async function createInMemory(size: number, input: CreateInput = {}): Pro
   const context = {
     file,
     name: 'test.qcow2',
+    secret: secretsOf(undefined),
     referenceStatus: () => Promise.resolve(undefined),
     createReference: (): Promise<ByteStore> => {
       data = new MemoryStore({ pageSize: 512 });
