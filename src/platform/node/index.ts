@@ -12,5 +12,6 @@ export {
   encodeUnit,
   startCodec,
 } from './codecs.ts';
+export { NodeBlockCipher, nodeCrypto } from './crypto.ts';
 export { type Native, type NativeOutcome, NOT_AVAILABLE, native, type RangeCalls, withoutNative } from './native.ts';
 export { SharedSlots } from './slots.ts';
