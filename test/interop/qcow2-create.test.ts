@@ -51,45 +51,54 @@ describeWithQemu('a created qcow2 image', () => {
     [100 * TiB, '', {}],
     [2048 * TiB, 'cluster_size=2M', { clusterSize: 2 * MiB }],
   ];
-  it.each(identical)('of %d bytes with "%s" has the bytes of qemu-img', async (size, options, input) => {
-    qemuImg(
-      directory,
-      'create',
-      '-q',
-      '-f',
-      'qcow2',
-      ...(options === '' ? [] : ['-o', options]),
-      'theirs',
-      String(size),
-    );
-    const { file } = await createInMemory(size, input);
-    const ours = await bytesOf(file);
-    expect(Buffer.compare(ours, readFileSync(path('theirs')))).toBe(0);
-  });
+  it.each(identical)(
+    'of %d bytes with "%s" has the bytes of qemu-img (M-27, Q-138, Q-144)',
+    async (size, options, input) => {
+      qemuImg(
+        directory,
+        'create',
+        '-q',
+        '-f',
+        'qcow2',
+        ...(options === '' ? [] : ['-o', options]),
+        'theirs',
+        String(size),
+      );
+      const { file } = await createInMemory(size, input);
+      const ours = await bytesOf(file);
+      expect(Buffer.compare(ours, readFileSync(path('theirs')))).toBe(0);
+    },
+  );
 
   it.each([
     ['qcow2', 64 * KiB],
     ['raw', 512],
     ['raw', 2 * MiB],
-  ])('with a backing file of format %s and clusters of %d has the bytes of qemu-img', async (format, clusterSize) => {
-    const name = `some directory/bäse, ${clusterSize}.img`;
-    const options = `cluster_size=${clusterSize},backing_fmt=${format},backing_file=${name.replace(',', ',,')}`;
-    qemuImg(directory, 'create', '-q', '-u', '-f', 'qcow2', '-o', options, 'theirs', String(5 * MiB));
-    const { file } = await createInMemory(5 * MiB, { clusterSize, backingFile: name, backingFmt: format });
-    expect(Buffer.compare(await bytesOf(file), readFileSync(path('theirs')))).toBe(0);
-  });
+  ])(
+    'with a backing file of format %s and clusters of %d has the bytes of qemu-img (Q-146)',
+    async (format, clusterSize) => {
+      const name = `some directory/bäse, ${clusterSize}.img`;
+      const options = `cluster_size=${clusterSize},backing_fmt=${format},backing_file=${name.replace(',', ',,')}`;
+      qemuImg(directory, 'create', '-q', '-u', '-f', 'qcow2', '-o', options, 'theirs', String(5 * MiB));
+      const { file } = await createInMemory(5 * MiB, { clusterSize, backingFile: name, backingFmt: format });
+      expect(Buffer.compare(await bytesOf(file), readFileSync(path('theirs')))).toBe(0);
+    },
+  );
 
   it.each([
     [1000000, 'data_file_raw=off', { dataFileRaw: false }],
     [1000000, 'data_file_raw=on', { dataFileRaw: true }],
     [1000000, 'data_file_raw=on,extended_l2=on', { dataFileRaw: true, extendedL2: true }],
     [3000000, 'preallocation=metadata,cluster_size=4096', { preallocation: 'metadata', clusterSize: 4096 }],
-  ] as const)('of %d bytes with a data file and %s has the bytes of qemu-img', async (size, options, input) => {
-    qemuImg(directory, 'create', '-q', '-f', 'qcow2', '-o', `data_file=d.raw,${options}`, 'theirs', String(size));
-    const { file, data } = await createInMemory(size, { ...input, dataFile: 'd.raw' });
-    expect(Buffer.compare(await bytesOf(file), readFileSync(path('theirs')))).toBe(0);
-    expect(data?.size).toBe(readFileSync(path('d.raw')).length);
-  });
+  ] as const)(
+    'of %d bytes with a data file and %s has the bytes of qemu-img (M-05, M-06)',
+    async (size, options, input) => {
+      qemuImg(directory, 'create', '-q', '-f', 'qcow2', '-o', `data_file=d.raw,${options}`, 'theirs', String(size));
+      const { file, data } = await createInMemory(size, { ...input, dataFile: 'd.raw' });
+      expect(Buffer.compare(await bytesOf(file), readFileSync(path('theirs')))).toBe(0);
+      expect(data?.size).toBe(readFileSync(path('d.raw')).length);
+    },
+  );
 
   const planned: readonly [size: number, options: string, input: CreateInput][] = [
     [0, 'preallocation=metadata', { preallocation: 'metadata' }],
@@ -116,7 +125,7 @@ describeWithQemu('a created qcow2 image', () => {
     ],
   ];
   it.each(planned)(
-    'of %d bytes with "%s" checks clean, is as large as qemu-img makes it, and reads as zero',
+    'of %d bytes with "%s" checks clean, is as large as qemu-img makes it, and reads as zero (Q-133, Q-140, Q-141)',
     async (size, options, input) => {
       qemuImg(directory, 'create', '-q', '-f', 'qcow2', '-o', options, 'theirs', String(size));
       const theirs = JSON.parse(qemuImg(directory, 'check', '--output=json', 'theirs')) as Record<string, unknown>;

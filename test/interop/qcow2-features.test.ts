@@ -173,7 +173,7 @@ describeWithQemu('an image that was not closed', () => {
   wanted.fill(5, 1 * MiB, 1 * MiB + 9 * KiB);
 
   it.each(['cluster_size=4k', 'cluster_size=16k,extended_l2=on', 'cluster_size=512,refcount_bits=8'])(
-    'reads right, is repaired before it is written, and is sound then: %s',
+    'reads right, is repaired before it is written, and is sound then: %s (Q-064, Q-232)',
     async (options) => {
       const name = `image-${options.length}`;
       await abandoned(name, options);
@@ -256,7 +256,7 @@ describeWithQemu('an encrypted image', () => {
 describeWithQemu('an image marked corrupt', () => {
   const here = bench('corrupt');
 
-  it('is read, and refused for writing until check has cleared the mark', async () => {
+  it('is read, and refused for writing until check has cleared the mark (Q-063, Q-068)', async () => {
     await here.img('create', '-q', '-f', 'qcow2', 'image', '1M');
     await here.io('image', ['write -P 6 0 100k'], '-f', 'qcow2');
     const bytes = readFileSync(here.path('image'));

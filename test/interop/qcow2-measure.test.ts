@@ -37,7 +37,7 @@ describeWithQemu('measure', () => {
   const directory = scratchDirectory();
 
   for (const size of [0, 1, 1001, 1000000, 3 * MiB, GiB, 100 * GiB, 4 * 1024 * GiB]) {
-    it.each(MATRIX)(`of ${size} bytes with "%s" gives qemu-img's numbers`, async (options, input) => {
+    it.each(MATRIX)(`of ${size} bytes with "%s" gives qemu-img's numbers (M-21)`, async (options, input) => {
       if (size > 100 * GiB && options.includes('512')) return;
       const args = ['--output=json', '-O', 'qcow2', ...(options === '' ? [] : ['-o', options]), '--size', String(size)];
       const expected = theirs(qemuImg(directory, 'measure', ...args));

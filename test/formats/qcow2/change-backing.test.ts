@@ -44,7 +44,7 @@ const KINDS: readonly (readonly [string, Partial<CreateImageOptions>])[] = [
 ];
 
 describe.each(KINDS)('a qcow2 image of %s', (_, options) => {
-  it('records one name after the other, longer, shorter and none, and stays sound', async () => {
+  it('records one name after the other, longer, shorter and none, and stays sound (Q-122, Q-126)', async () => {
     const files = await image(options, OLD);
     const names: Record[] = [
       { name: 'x'.repeat(100), format: 'qcow2' },
@@ -127,7 +127,7 @@ describe('a record', () => {
     expect(files.bytes('a')).toEqual(before);
   });
 
-  it('is refused where the data file is the disk as it is', async () => {
+  it('is refused where the data file is the disk as it is (Q-126)', async () => {
     const files = await image({ options: { dataFile: 'a.data', dataFileRaw: true } }, undefined);
     await expect(change(files, OLD)).rejects.toMatchObject({ reason: 'qcow2.data-file-raw-backing' });
   });

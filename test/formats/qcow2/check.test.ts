@@ -72,7 +72,7 @@ describe('checkImageTables', () => {
     expect(Buffer.compare(await bytesOf(file), before)).toBe(0);
   });
 
-  it('tells each finding with its reason, its line and its place', async () => {
+  it('tells each finding with its reason, its line and its place (Q-233)', async () => {
     const file = await preallocated();
     await pokeRefcount(file, 25, 3);
     const { result, findings } = await check(file);
@@ -90,7 +90,7 @@ describe('checkImageTables', () => {
     ]);
   });
 
-  it('with fix leaks frees leaks and leaves corruptions', async () => {
+  it('with fix leaks frees leaks and leaves corruptions (Q-231)', async () => {
     const file = await preallocated();
     await file.truncate(30 * CLUSTER);
     await pokeRefcount(file, 25, 3);
@@ -100,7 +100,7 @@ describe('checkImageTables', () => {
     expect(result.corruptions).toBeGreaterThan(0);
   });
 
-  it('clears the dirty and corrupt bits only when nothing is left to repair', async () => {
+  it('clears the dirty and corrupt bits only when nothing is left to repair (Q-068, Q-069)', async () => {
     const file = await preallocated();
     const marks = INCOMPATIBLE.dirty | INCOMPATIBLE.corrupt;
     await writeIncompatible(file, marks);

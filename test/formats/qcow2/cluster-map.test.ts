@@ -15,7 +15,7 @@ import {
 const KiB = 1024;
 
 describe('the cluster map', () => {
-  it('joins clusters that follow each other in guest and file into one run', async () => {
+  it('joins clusters that follow each other in guest and file into one run (Q-091)', async () => {
     const { node } = await newDisk({ size: 64 * KiB, clusterSize: 4096 });
     await node.write(8192, pattern(16384));
     const runs = await runsOf(node);
@@ -39,7 +39,7 @@ describe('the cluster map', () => {
     expect(rest).toEqual([]);
   });
 
-  it('never calls a cluster writable that is shared, or when the image is read-only', async () => {
+  it('never calls a cluster writable that is shared, or when the image is read-only (Q-002)', async () => {
     const disk = await newDisk({ size: 16 * KiB, clusterSize: 4096 });
     await disk.node.write(0, pattern(4096));
     const { file } = await closeAndCheck(disk);
@@ -72,7 +72,7 @@ describe('the cluster map', () => {
     ]);
   });
 
-  it('maps subclusters by both bitmaps', async () => {
+  it('maps subclusters by both bitmaps (M-03)', async () => {
     const { node } = await newDisk({ size: 64 * KiB, extendedL2: true });
     await node.write(512, pattern(1024));
     await node.writeZeroes(4096, 512);
@@ -112,7 +112,7 @@ describe('a damaged table', () => {
     ['a zero flag in version 2', 'l2', 1n, /Zero cluster entry found in pre-v3 image/, 2],
   ];
   for (const [name, where, value, message, version] of cases) {
-    it(`with ${name} fails the read, says where, marks the image corrupt and ends its use`, async () => {
+    it(`with ${name} fails the read, says where, marks the image corrupt and ends its use (M-25, Q-067, Q-096, Q-224)`, async () => {
       const { node, events, file } = await damaged(where, value, version);
       await expect(readAll(node)).rejects.toMatchObject({ code: 'CORRUPT', message: expect.stringMatching(message) });
       expect(events).toMatchObject([{ type: 'corrupted', fatal: true }]);
@@ -121,7 +121,7 @@ describe('a damaged table', () => {
     });
   }
 
-  it('of a read-only image fails the request and nothing else', async () => {
+  it('of a read-only image fails the request and nothing else (Q-220, Q-221)', async () => {
     const { node, file } = await damaged('l2', COPIED | 0x5200n);
     await node.close();
     const again = file.reopen();
@@ -131,7 +131,7 @@ describe('a damaged table', () => {
     expect(await readAll(readOnly.node, 4096, 100)).toEqual(new Uint8Array(100));
   });
 
-  it('with subclusters both allocated and zero is refused', async () => {
+  it('with subclusters both allocated and zero is refused (M-03)', async () => {
     const disk = await newDisk({ size: 16 * KiB, extendedL2: true });
     await disk.node.write(0, pattern(16384));
     const { file } = await closeAndCheck(disk);

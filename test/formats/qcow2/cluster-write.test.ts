@@ -33,7 +33,7 @@ describe('the plan of a write', () => {
     expect(await plan(node, 5000, 100)).toMatchObject({ length: 100, headLength: 0, tailLength: 0 });
   });
 
-  it('publishes nothing: readers see the old content until it is committed', async () => {
+  it('publishes nothing: readers see the old content until it is committed (Q-099)', async () => {
     const disk = await newDisk({ size: 64 * KiB, clusterSize: 4096 });
     const made = await plan(disk.node, 0, 4096);
     await disk.file.write(made.hostOffset, pattern(4096));

@@ -20,7 +20,7 @@ function compressible(length: number): Uint8Array {
 }
 
 describe('compressed clusters', () => {
-  it('are packed behind each other, share clusters, and read back whole or in parts', async () => {
+  it('are packed behind each other, share clusters, and read back whole or in parts (Q-095, Q-172)', async () => {
     const disk = await newDisk({ size: 256 * KiB, clusterSize: 4096 });
     const data = compressible(128 * KiB);
     await disk.node.write(0, data, { compressed: true });
@@ -33,7 +33,7 @@ describe('compressed clusters', () => {
     expect(await closeAndCheck(disk)).toMatchObject({ lines: [], leaks: 0 });
   });
 
-  it('that would not become smaller are stored plain, and may be written in place', async () => {
+  it('that would not become smaller are stored plain, and may be written in place (Q-171)', async () => {
     const disk = await newDisk({ size: 64 * KiB, clusterSize: 4096 });
     const data = noise(seededRandom(3), 8192);
     await disk.node.write(0, data, { compressed: true });
@@ -54,7 +54,7 @@ describe('compressed clusters', () => {
     expect(await closeAndCheck(disk)).toMatchObject({ lines: [], leaks: 0 });
   });
 
-  it('may replace what was there before', async () => {
+  it('may replace what was there before (Q-172)', async () => {
     const disk = await newDisk({ size: 64 * KiB, clusterSize: 4096 });
     await disk.node.write(0, pattern(8192));
     await disk.node.write(0, compressible(8192), { compressed: true });
@@ -63,14 +63,14 @@ describe('compressed clusters', () => {
     expect(await closeAndCheck(disk)).toMatchObject({ lines: [], leaks: 0 });
   });
 
-  it('at a disk end inside a cluster are filled up with zeros', async () => {
+  it('at a disk end inside a cluster are filled up with zeros (Q-169)', async () => {
     const disk = await newDisk({ size: 4096 + 512, clusterSize: 4096 });
     await disk.node.write(0, compressible(4096 + 512), { compressed: true });
     expect(await readAll(disk.node)).toEqual(compressible(4096 + 512));
     expect(await closeAndCheck(disk)).toMatchObject({ lines: [], leaks: 0 });
   });
 
-  it('must be whole clusters', async () => {
+  it('must be whole clusters (Q-169)', async () => {
     const { node } = await newDisk({ size: 64 * KiB, clusterSize: 4096 });
     await expect(node.write(0, new Uint8Array(1000), { compressed: true })).rejects.toMatchObject({
       reason: 'engine.compress-align',

@@ -50,7 +50,7 @@ describe('createQcow2', () => {
     [{ dataFile: 'd'.repeat(400), clusterSize: 512 }, 'qcow2.header-space'],
   ];
   it.each(refused.map(([input, reason, size]) => ({ input, reason, size: size ?? MiB })))(
-    'refuses $input as $reason and leaves the file empty',
+    'refuses $input as $reason and leaves the file empty (Q-132, Q-135, Q-136, Q-137)',
     async ({ input, reason, size }) => {
       const file = new MemoryStore();
       const failure = await failureOf(() => createQcow2(contextOf(file), size, resolveOptions(createOptions, input)));
@@ -59,7 +59,7 @@ describe('createQcow2', () => {
     },
   );
 
-  it('writes the header last, after a flush of everything else', async () => {
+  it('writes the header last, after a flush of everything else (Q-139)', async () => {
     const file = new MemoryStore();
     const steps: string[] = [];
     const write = file.write.bind(file);
@@ -77,7 +77,7 @@ describe('createQcow2', () => {
     expect(steps.filter((step) => step === 'header')).toHaveLength(1);
   });
 
-  it('does not leave an image behind when it is aborted', async () => {
+  it('does not leave an image behind when it is aborted (Q-139, Q-142)', async () => {
     const file = new MemoryStore();
     const signal = AbortSignal.abort();
     const creating = createQcow2({ ...contextOf(file), signal }, MiB, resolveOptions(createOptions, {}));
@@ -108,7 +108,7 @@ describe('createQcow2', () => {
     });
   });
 
-  it('rounds the size up to 512', async () => {
+  it('rounds the size up to 512 (Q-131)', async () => {
     const { file } = await createInMemory(1000);
     expect((await readHeader(file, 'x', { readOnly: true, forCheck: false })).virtualSize).toBe(1024);
   });

@@ -24,7 +24,7 @@ function kinds(runs: readonly string[]): string[] {
 }
 
 describe('write zeroes', () => {
-  it('marks whole clusters, hides the backing file, and writes the parts at both ends', async () => {
+  it('marks whole clusters, hides the backing file, and writes the parts at both ends (Q-094, Q-160, Q-161)', async () => {
     const disk = await newDisk({ size: SIZE, clusterSize: 4096, backing: backing() });
     await disk.node.writeZeroes(1000, 14000);
     const wanted = pattern(SIZE, 9);
@@ -64,7 +64,7 @@ describe('write zeroes', () => {
     expect(await closeAndCheck(disk)).toMatchObject({ lines: [], leaks: 0 });
   });
 
-  it('marks subclusters, and writes zeros into part of a compressed cluster', async () => {
+  it('marks subclusters, and writes zeros into part of a compressed cluster (M-03)', async () => {
     const disk = await newDisk({ size: 64 * KiB, extendedL2: true });
     await disk.node.write(0, pattern(16384));
     await disk.node.writeZeroes(1024, 2048);
@@ -77,7 +77,7 @@ describe('write zeroes', () => {
     expect(await closeAndCheck(disk)).toMatchObject({ lines: [], leaks: 0 });
   });
 
-  it('in version 2 unallocates where nothing lies below, and writes zeros over a backing file', async () => {
+  it('in version 2 unallocates where nothing lies below, and writes zeros over a backing file (Q-161)', async () => {
     const alone = await newDisk({ size: SIZE, clusterSize: 4096, compat: 'v2' });
     await alone.node.write(0, pattern(8192));
     await alone.node.writeZeroes(0, 8192);
@@ -88,7 +88,7 @@ describe('write zeroes', () => {
     expect(await readAll(over.node, 4096, 4096)).toEqual(new Uint8Array(4096));
   });
 
-  it('of what reads as zero already changes nothing at the ends', async () => {
+  it('of what reads as zero already changes nothing at the ends (Q-160)', async () => {
     const { node } = await newDisk({ size: SIZE, clusterSize: 4096 });
     await node.writeZeroes(100, 200);
     expect(kinds(await runsOf(node))).toEqual(['unallocated 32768']);
@@ -108,7 +108,7 @@ describe('write zeroes', () => {
 });
 
 describe('discard', () => {
-  it('makes whole clusters read as zero and never shows the backing file', async () => {
+  it('makes whole clusters read as zero and never shows the backing file (Q-162)', async () => {
     const disk = await newDisk({ size: SIZE, clusterSize: 4096, backing: backing() });
     await disk.node.write(4096, pattern(8192));
     await disk.node.discard(4000, 13000);
@@ -116,7 +116,7 @@ describe('discard', () => {
     expect(await closeAndCheck(disk)).toMatchObject({ lines: [], leaks: 0 });
   });
 
-  it('leaves parts of clusters alone', async () => {
+  it('leaves parts of clusters alone (Q-162)', async () => {
     const { node } = await newDisk({ size: SIZE, clusterSize: 4096 });
     await node.write(0, pattern(4096));
     await node.discard(1, 4000);
@@ -131,7 +131,7 @@ describe('discard', () => {
     expect(await closeAndCheck(disk)).toMatchObject({ lines: [], leaks: 0 });
   });
 
-  it('does nothing in version 2 over a backing file, which would show again', async () => {
+  it('does nothing in version 2 over a backing file, which would show again (Q-162)', async () => {
     const { node } = await newDisk({ size: SIZE, clusterSize: 4096, compat: 'v2', backing: backing() });
     await node.write(0, pattern(4096));
     await node.discard(0, 4096);

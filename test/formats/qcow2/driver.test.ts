@@ -20,7 +20,7 @@ const INCOMPATIBLE_AT = 72;
 
 describe('probing', () => {
   const head = (bytes: Uint8Array): number => qcow2.probe({ head: bytes, fileSize: bytes.length, name: 'x' });
-  it('knows versions 2 and later by magic, and nothing shorter than a header', async () => {
+  it('knows versions 2 and later by magic, and nothing shorter than a header (Q-010)', async () => {
     const image = (await createQcow2Bytes(64 * KiB, {}, false)).bytes();
     expect(head(image)).toBe(100);
     expect(head(image.slice(0, 111))).toBe(0);
@@ -35,7 +35,7 @@ describe('probing', () => {
 });
 
 describe('opening for writing', () => {
-  it('clears unknown autoclear bits, keeps unknown compatible ones, and does neither read-only', async () => {
+  it('clears unknown autoclear bits, keeps unknown compatible ones, and does neither read-only (Q-061, Q-062)', async () => {
     const file = await createQcow2Bytes(64 * KiB, {}, false);
     await poke(file, AUTOCLEAR_AT, 0x8000_0000n);
     await poke(file, 80, 0x100n);
@@ -47,7 +47,7 @@ describe('opening for writing', () => {
     expect(await headerOf(again.reopen())).toMatchObject({ autoclear: 0n, compatible: 0x100n });
   });
 
-  it('repairs an image that was not closed cleanly before anything is written, and says so', async () => {
+  it('repairs an image that was not closed cleanly before anything is written, and says so (Q-064, Q-232)', async () => {
     const disk = await newDisk({ size: 64 * KiB, clusterSize: 512, lazyRefcounts: true });
     await disk.node.write(0, pattern(8 * KiB));
     await disk.node.flush();
@@ -64,7 +64,7 @@ describe('opening for writing', () => {
     expect(await closeAndCheck(again)).toMatchObject({ lines: [], leaks: 0 });
   });
 
-  it('leaves a dirty image dirty when it only reads', async () => {
+  it('leaves a dirty image dirty when it only reads (Q-064)', async () => {
     const file = await createQcow2Bytes(64 * KiB, { lazyRefcounts: true }, false);
     await poke(file, INCOMPATIBLE_AT, 1n);
     const before = file.bytes();
@@ -74,7 +74,7 @@ describe('opening for writing', () => {
     expect(file.reopen().bytes()).toEqual(before);
   });
 
-  it('refuses an image that is marked corrupt, which can still be read', async () => {
+  it('refuses an image that is marked corrupt, which can still be read (Q-063)', async () => {
     const file = await createQcow2Bytes(64 * KiB, {}, false);
     await poke(file, INCOMPATIBLE_AT, 2n);
     await expect(openDisk(file)).rejects.toMatchObject({ code: 'ACCESS' });

@@ -125,7 +125,7 @@ describe('the fields of a table entry', () => {
 });
 
 describe('a compressed cluster descriptor', () => {
-  it('gives back offset and the sectors touched, for every cluster size', () => {
+  it('gives back offset and the sectors touched, for every cluster size (Q-003, Q-025)', () => {
     fc.assert(
       fc.property(fc.integer({ min: 9, max: 21 }), fc.nat(), fc.nat(), fc.nat(), (clusterBits, page, within, size) => {
         const csizeShift = 62 - (clusterBits - 8);

@@ -11,7 +11,7 @@ const KiB = 1024;
 const MiB = 1024 * KiB;
 
 describe('geometry', () => {
-  it('of the default image', () => {
+  it('of the default image (Q-025)', () => {
     expect(geometryOf({ clusterBits: 16, extendedL2: false, refcountOrder: 4 })).toEqual({
       clusterBits: 16,
       extendedL2: false,
@@ -42,12 +42,12 @@ describe('geometry', () => {
     });
   });
 
-  it('with refcounts below a byte has more of them than bytes', () => {
+  it('with refcounts below a byte has more of them than bytes (Q-023, Q-025)', () => {
     const geometry = geometryOf({ clusterBits: 9, extendedL2: false, refcountOrder: 0 });
     expect(geometry).toMatchObject({ refcountBits: 1, refcountMax: 1, refcountBlockEntries: 4096 });
   });
 
-  it('keeps 64-bit refcounts within exact numbers', () => {
+  it('keeps 64-bit refcounts within exact numbers (Q-023, Q-025)', () => {
     const geometry = geometryOf({ clusterBits: 21, extendedL2: false, refcountOrder: 6 });
     expect(geometry).toMatchObject({
       refcountMax: Number.MAX_SAFE_INTEGER,

@@ -54,13 +54,13 @@ describe('decodeHeader', () => {
     expect(headerGeometry(header).clusterSize).toBe(65536);
   });
 
-  it('cuts a size that is no multiple of 512', async () => {
+  it('cuts a size that is no multiple of 512 (Q-026)', async () => {
     const bytes = await image(4096);
     new DataView(bytes.buffer).setBigUint64(24, 1000n);
     expect(decodeHeader(bytes, 'x', ACCESS).virtualSize).toBe(512);
   });
 
-  it('of version 2 takes nothing from behind byte 72', async () => {
+  it('of version 2 takes nothing from behind byte 72 (Q-016)', async () => {
     const bytes = await image(4096, { compat: 'v2' });
     bytes.set(extensions([0x12345678, [1, 2, 3]]), 72);
     const header = decodeHeader(bytes, 'x', ACCESS);
@@ -75,7 +75,7 @@ describe('decodeHeader', () => {
     expect(decodeHeader(bytes, 'x', ACCESS).unknownExtensions).toHaveLength(1);
   });
 
-  it('opened for check accepts the corrupt bit, a missing refcount table and a bad snapshot table', async () => {
+  it('opened for check accepts the corrupt bit, a missing refcount table and a bad snapshot table (Q-027)', async () => {
     const bytes = await image(4096);
     const view = new DataView(bytes.buffer);
     view.setBigUint64(72, INCOMPATIBLE.corrupt);
@@ -118,7 +118,7 @@ describe('decodeHeader', () => {
 });
 
 describe('encodeHeader', () => {
-  it('keeps unknown fields, unknown extensions and names that are no UTF-8', async () => {
+  it('keeps unknown fields, unknown extensions and names that are no UTF-8 (Q-019, Q-055)', async () => {
     const bytes = await image(4096);
     const view = new DataView(bytes.buffer);
     view.setUint32(100, 120);
@@ -144,14 +144,14 @@ describe('encodeHeader', () => {
     expect(again.staleBitmaps).toBe(false);
   });
 
-  it('has no feature names in version 2 and in clusters up to 4 KiB', async () => {
+  it('has no feature names in version 2 and in clusters up to 4 KiB (Q-121)', async () => {
     const text = (bytes: Uint8Array) => Buffer.from(bytes).toString('latin1');
     expect(text(await image(4096))).toContain('lazy refcounts');
     expect(text(await image(4096, { compat: 'v2' }))).not.toContain('lazy refcounts');
     expect(text(await image(4096, { clusterSize: 4096 }))).not.toContain('lazy refcounts');
   });
 
-  it('refuses what does not fit into the first cluster, and changes nothing', async () => {
+  it('refuses what does not fit into the first cluster, and changes nothing (Q-056, Q-120)', async () => {
     const { file } = await createInMemory(4096, { clusterSize: 512 });
     const before = await bytesOf(file);
     const header = { ...(await readHeader(file, 'x', ACCESS)), backingFile: 'a'.repeat(400) };
@@ -167,7 +167,7 @@ describe('readHeader', () => {
     expect((await readHeader(store, 'x', ACCESS)).virtualSize).toBe(4096);
   });
 
-  it('finds names at the end of a 2 MiB cluster', async () => {
+  it('finds names at the end of a 2 MiB cluster (Q-021)', async () => {
     const bytes = await image(4096, { clusterSize: 2 * MiB });
     const view = new DataView(bytes.buffer);
     view.setBigUint64(8, BigInt(2 * MiB - 4));
@@ -176,13 +176,13 @@ describe('readHeader', () => {
     expect((await readHeader(await storeOf(bytes), 'x', ACCESS)).backingFile).toBe('base');
   });
 
-  it('says of an empty file that it is no qcow2 image', async () => {
+  it('says of an empty file that it is no qcow2 image (Q-013)', async () => {
     const refused = await failureOf(async () => readHeader(await storeOf(new Uint8Array(0)), 'x', ACCESS));
     expect(refused).toMatchObject({ code: 'WRONG_FORMAT', reason: 'qcow2.magic' });
   });
 });
 
-it('writeIncompatible changes 8 bytes and no others', async () => {
+it('writeIncompatible changes 8 bytes and no others (Q-065)', async () => {
   const { file } = await createInMemory(4096);
   const before = await bytesOf(file);
   await writeIncompatible(file, INCOMPATIBLE.dirty);

@@ -42,7 +42,7 @@ describe('a guest write onto metadata', () => {
     'refcount block': 'refcount block',
   } as const;
   for (const [where, name] of Object.entries(names)) {
-    it(`is refused for the ${name}, and the image marked corrupt`, async () => {
+    it(`is refused for the ${name}, and the image marked corrupt (Q-100)`, async () => {
       const { file, target } = await overlapping(where as keyof typeof names);
       const before = file.bytes().slice(target, target + 4096);
       const { node, events } = await openDisk(file);
@@ -56,7 +56,7 @@ describe('a guest write onto metadata', () => {
     });
   }
 
-  it('is let through where the caller switched the check off', async () => {
+  it('is let through where the caller switched the check off (Q-074)', async () => {
     const { file } = await overlapping('refcount table');
     const { node, events } = await openDisk(file, { options: { overlapCheck: 'none' } });
     await node.write(0, pattern(512));

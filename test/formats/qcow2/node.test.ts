@@ -28,7 +28,7 @@ describe('a qcow2 disk', () => {
     expect(await readAll((await openDisk(file, { readOnly: true })).node)).toEqual(model);
   });
 
-  it('reads a backing file that is shorter as zeros past its end', async () => {
+  it('reads a backing file that is shorter as zeros past its end (Q-092, Q-093)', async () => {
     const backing = MemoryStore.from(pattern(5000), { readOnly: true });
     const { node } = await newDisk({ size: 16 * KiB, clusterSize: 4096, backing });
     const wanted = new Uint8Array(16 * KiB);
@@ -39,7 +39,7 @@ describe('a qcow2 disk', () => {
     expect(await readAll(node)).toEqual(wanted);
   });
 
-  it('tells where every range comes from', async () => {
+  it('tells where every range comes from (Q-090)', async () => {
     const backing = MemoryStore.from(pattern(12 * KiB), { readOnly: true });
     const { node } = await newDisk({ size: 24 * KiB, clusterSize: 4096, backing });
     await node.write(0, pattern(4096));
@@ -67,7 +67,7 @@ describe('a qcow2 disk', () => {
     expect(after.reopen().bytes()).toEqual(before);
   });
 
-  it('writes data before the table that points to it, with a flush between, and refcounts before that table', async () => {
+  it('writes data before the table that points to it, with a flush between, and refcounts before that table (Q-101, Q-115)', async () => {
     const file = await createQcow2Bytes(64 * KiB, { clusterSize: 4096 }, false);
     const recording = new RecordingStore(file);
     const node = await openQcow2(recording);
@@ -84,7 +84,7 @@ describe('a qcow2 disk', () => {
     await node.close();
   });
 
-  it('ends in whole sectors, whatever the compressed data came to', async () => {
+  it('ends in whole sectors, whatever the compressed data came to (Q-168)', async () => {
     const disk = await newDisk({ size: 64 * KiB, clusterSize: 4096 });
     await disk.node.write(0, new Uint8Array(4096).fill(9), { compressed: true });
     const { file } = await closeAndCheck(disk);
@@ -115,7 +115,7 @@ describe('a qcow2 disk', () => {
     expect(await readAll(disk.node, 32 * KiB, 4096)).toEqual(wanted);
   });
 
-  it('keeps data in an external file at the guest offset, and counts none of it', async () => {
+  it('keeps data in an external file at the guest offset, and counts none of it (M-05)', async () => {
     const { resolveOptions } = await import('../../../src/base/options.ts');
     const { qcow2 } = await import('../../../src/formats/qcow2/driver.ts');
     const file = new MemoryStore({ pageSize: 512 });

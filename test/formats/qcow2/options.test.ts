@@ -20,7 +20,7 @@ async function settings(input: OptionsInput<typeof openOptions>, size = GiB, unm
 }
 
 describe('open options', () => {
-  it('without any: an L2 cache for the whole disk in cluster-sized slices, four clusters of refcounts, cached overlap checks', async () => {
+  it('without any: an L2 cache for the whole disk in cluster-sized slices, four clusters of refcounts, cached overlap checks (M-24, Q-071, Q-072, Q-073, Q-074, Q-080)', async () => {
     expect(await settings({})).toEqual({
       lazyRefcounts: false,
       passDiscard: { request: false, snapshot: true, other: false },
@@ -40,7 +40,7 @@ describe('open options', () => {
     });
   });
 
-  it('with a disk beyond 32 MiB of L2 tables: 4 KiB slices', async () => {
+  it('with a disk beyond 32 MiB of L2 tables: 4 KiB slices (Q-080)', async () => {
     expect(await settings({}, 1024 * GiB)).toMatchObject({ l2CacheSize: 32 * MiB, l2SliceSize: 4 * KiB });
   });
 
@@ -70,7 +70,7 @@ describe('open options', () => {
     ],
     [{ cacheCleanInterval: 0 }, { cacheCleanIntervalSeconds: 0 }],
     [{ lazyRefcounts: true }, { lazyRefcounts: true }],
-  ] as const)('%j come to %j', async (input, expected) => {
+  ] as const)('%j come to %j (Q-075, Q-076, Q-079, Q-081)', async (input, expected) => {
     expect(await settings(input)).toMatchObject(expected);
   });
 
@@ -79,7 +79,7 @@ describe('open options', () => {
     expect((await settings({ passDiscardRequest: false }, GiB, true)).passDiscard.request).toBe(false);
   });
 
-  it('take lazy refcounts from the header', async () => {
+  it('take lazy refcounts from the header (Q-070)', async () => {
     const options = resolveOptions(openOptions, {});
     expect(
       resolveSettings(options, await headerOf(GiB, { lazyRefcounts: true }), geometry, 'x', false).lazyRefcounts,
@@ -97,11 +97,11 @@ describe('open options', () => {
     [{ refcountCacheSize: 2 ** 50 }, 'qcow2.refcount-cache-too-big'],
     [{ cacheCleanInterval: 2 ** 32 }, 'qcow2.cache-clean-interval'],
     [{ overlapCheck: 'all', overlapCheckTemplate: 'none' }, 'qcow2.overlap-check-conflict'],
-  ] as const)('%j are refused as %s', async (input, reason) => {
+  ] as const)('%j are refused as %s (M-24, Q-075, Q-077, Q-078, Q-081)', async (input, reason) => {
     expect(await failureOf(() => settings(input))).toMatchObject({ code: 'OPTION', reason });
   });
 
-  it('refuse lazy refcounts on version 2', async () => {
+  it('refuse lazy refcounts on version 2 (Q-070)', async () => {
     const header = await headerOf(GiB, { compat: 'v2' });
     const options = resolveOptions(openOptions, { lazyRefcounts: true });
     expect((await failureOf(() => resolveSettings(options, header, geometry, 'x', false))).reason).toBe(
@@ -149,7 +149,7 @@ describe('create options', () => {
     });
   });
 
-  it('take both spellings of the version', () => {
+  it('take both spellings of the version (Q-134)', () => {
     expect(parseOptions(createOptions, [['compat', '0.10']])).toEqual({ compat: 'v2' });
     expect(parseOptions(createOptions, [['compat', 'v3']])).toEqual({ compat: 'v3' });
   });
@@ -158,7 +158,7 @@ describe('create options', () => {
 describeWithQemu('create options', () => {
   const directory = scratchDirectory();
 
-  it('have the names, types and help of qemu-img, encryption left out', () => {
+  it('have the names, types and help of qemu-img, encryption left out (Q-130)', () => {
     const parse = (lines: readonly string[]) =>
       lines.flatMap((line) => {
         const match = /^ {2}(\S+)=<(.*?)> +- (.*)$/.exec(line);

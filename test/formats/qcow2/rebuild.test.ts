@@ -32,7 +32,7 @@ describe('rebuilding the refcounts', () => {
   const inputs = [1, 2, 4, 8, 16, 32, 64].flatMap((refcountBits) =>
     [512, 4096, 65536].map((clusterSize): CreateInput => ({ refcountBits, clusterSize })),
   );
-  it.each(inputs)('of an image with %j makes its check clean and changes no mapping', async (input) => {
+  it.each(inputs)('of an image with %j makes its check clean and changes no mapping (M-26)', async (input) => {
     const file = await ruined(input);
     const before = await mapping(file);
     expect(await check(file, 'all')).toMatchObject({ corruptions: 0, leaks: 0, checkErrors: 0 });

@@ -34,7 +34,7 @@ async function open(
 
 describe('refcounts', () => {
   for (const bits of WIDTHS) {
-    it(`of ${bits} bits count each cluster on its own, up to their largest value`, async () => {
+    it(`of ${bits} bits count each cluster on its own, up to their largest value (Q-023)`, async () => {
       const { refcounts } = await open(bits);
       const max = bits >= 53 ? 1000 : Math.min(2 ** bits - 1, 1000);
       await refcounts.add(20, 5, 1);

@@ -94,7 +94,7 @@ async function expectNotOpened(
 }
 
 describe('an incompatible feature bit', () => {
-  it.each(Array.from({ length: 59 }, (_, i) => 5 + i))('%d, which is unknown, is refused', async (bit) => {
+  it.each(Array.from({ length: 59 }, (_, i) => 5 + i))('%d, which is unknown, is refused (Q-060)', async (bit) => {
     const file = await sample();
     await poke(file, AT.incompatible, 1n << BigInt(bit));
     const named = new RegExp(`unsupported feature: unknown incompatible feature ${(1n << BigInt(bit)).toString(16)}$`);
@@ -103,7 +103,7 @@ describe('an incompatible feature bit', () => {
     await expectNotOpened(file, 'UNSUPPORTED', 'incompatible-features', named, { forCheck: true });
   });
 
-  it('that is unknown is called what the image calls it', async () => {
+  it('that is unknown is called what the image calls it (Q-054, Q-060)', async () => {
     const file = await sample();
     await poke(file, AT.incompatible, (1n << 7n) | (1n << 9n));
     const name = new Uint8Array(48);
@@ -133,7 +133,7 @@ describe('an incompatible feature bit', () => {
     expectRefusal(error, 'CORRUPT', 'dirty-repair', /was not closed cleanly and could not be repaired/);
   });
 
-  it('1, corrupt, lets it be read, and is refused for writing', async () => {
+  it('1, corrupt, lets it be read, and is refused for writing (Q-063)', async () => {
     const file = await sample();
     await poke(file, AT.incompatible, 2n);
     await expectNotOpened(file, 'ACCESS', 'corrupt', /marked as corrupt, so it opens read-only/, { readOnly: false });
@@ -147,7 +147,7 @@ describe('an incompatible feature bit', () => {
     await expectNotOpened(file, 'CORRUPT', 'data-file-missing', /needs an external data file and names none/);
   });
 
-  it('3, compression type, is refused where the type is the old one', async () => {
+  it('3, compression type, is refused where the type is the old one (M-01)', async () => {
     const file = await sample();
     await poke(file, AT.incompatible, 8n);
     await expectNotOpened(
@@ -181,7 +181,7 @@ describe('a compression type', () => {
     await expectNotOpened(file, 'UNSUPPORTED', 'compression-type', new RegExp(`unknown compression type ${type}$`));
   });
 
-  it('other than the old one is refused without its feature bit', async () => {
+  it('other than the old one is refused without its feature bit (M-01)', async () => {
     const file = await sample();
     await file.write(AT.compressionType, Uint8Array.of(1));
     await expectNotOpened(
@@ -339,15 +339,18 @@ describe('an offset in the header', () => {
     [(1n << 64n) - 1n, 'above 2\\^53-1'],
   ];
   const all = tables.flatMap((table) => wrong.map((value) => [...table, ...value] as const));
-  it.each(all)('of the %s (byte %d of the header) is refused: %4$s', async (_name, at, reason, what, value, text) => {
-    const file = await sample();
-    await poke(file, at, value);
-    const message = new RegExp(`${what} at ${text} is not a multiple of the cluster size 0x1000`);
-    await expectNotOpened(file, 'CORRUPT', reason, message);
-  });
+  it.each(all)(
+    'of the %s (byte %d of the header) is refused: %4$s (Q-028, Q-030, Q-034, Q-035)',
+    async (_name, at, reason, what, value, text) => {
+      const file = await sample();
+      await poke(file, at, value);
+      const message = new RegExp(`${what} at ${text} is not a multiple of the cluster size 0x1000`);
+      await expectNotOpened(file, 'CORRUPT', reason, message);
+    },
+  );
 
   it.each([4097n, 1n << 32n, (1n << 64n) - 1n])(
-    'of the backing file name past the first cluster is refused: %d',
+    'of the backing file name past the first cluster is refused: %d (Q-020)',
     async (value) => {
       const file = await sample();
       await poke(file, AT.backingOffset, value);
@@ -364,17 +367,20 @@ describe('an offset in the header', () => {
     [200n, 1024, 1023],
     [4000n, 97, 96],
     [4096n, 1, 0],
-  ])('of the backing file name with a length that does not fit is refused: %d', async (offset, length, bound) => {
-    const file = await sample();
-    await poke(file, AT.backingOffset, offset);
-    await set32(file, AT.backingSize, length);
-    const message = new RegExp(`backing file name of ${length} bytes at 0x[0-9a-f]+; at most ${bound} fit`);
-    await expectNotOpened(file, 'CORRUPT', 'backing-name-length', message);
-  });
+  ])(
+    'of the backing file name with a length that does not fit is refused: %d (Q-020, Q-038)',
+    async (offset, length, bound) => {
+      const file = await sample();
+      await poke(file, AT.backingOffset, offset);
+      await set32(file, AT.backingSize, length);
+      const message = new RegExp(`backing file name of ${length} bytes at 0x[0-9a-f]+; at most ${bound} fit`);
+      await expectNotOpened(file, 'CORRUPT', 'backing-name-length', message);
+    },
+  );
 });
 
 describe('a header extension', () => {
-  it.each([4096, 0x7fff_ffff, 0xffff_ffff])('of %d bytes is refused', async (length) => {
+  it.each([4096, 0x7fff_ffff, 0xffff_ffff])('of %d bytes is refused (Q-051)', async (length) => {
     const file = await sample();
     await set32(file, AT.extensions, 0x1234);
     await set32(file, AT.extensions + 4, length);
@@ -386,7 +392,7 @@ describe('a header extension', () => {
     );
   });
 
-  it('with a backing format name of 16 bytes is refused', async () => {
+  it('with a backing format name of 16 bytes is refused (Q-053)', async () => {
     const file = await sample();
     await setExtension(file, 0xe279_2aca, new Uint8Array(16).fill(0x61));
     await expectNotOpened(
@@ -426,7 +432,7 @@ describe('a header extension', () => {
       words(1n << 32n, 1n << 40n, 0n),
     ],
   ];
-  it.each(bitmaps)('for bitmaps, %s, is refused', async (_name, reason, message, data) => {
+  it.each(bitmaps)('for bitmaps, %s, is refused (M-10)', async (_name, reason, message, data) => {
     const file = await sample();
     await poke(file, AT.autoclear, 1n);
     await setExtension(file, 0x2385_2875, data);
@@ -602,7 +608,7 @@ describe('a snapshot table', () => {
     return file;
   }
 
-  it('with too much extra data is refused', async () => {
+  it('with too much extra data is refused (M-22)', async () => {
     const file = await withSnapshot((entry) => entry.setUint32(36, 1025));
     const message = /snapshot table entry 0 has 1025 bytes of extra data; at most 1024/;
     await expectNotOpened(file, 'TOO_LARGE', 'snapshot-extra', message);

@@ -5,7 +5,7 @@ import { closeAndCheck, headerOf, newDisk, openDisk, pattern, readAll } from '..
 const KiB = 1024;
 
 describe('growing a disk', () => {
-  it('moves the L1 table where it becomes too small, and keeps every byte', async () => {
+  it('moves the L1 table where it becomes too small, and keeps every byte (Q-167)', async () => {
     const disk = await newDisk({ size: 32 * KiB, clusterSize: 512 });
     await disk.node.write(0, pattern(32 * KiB));
     const before = await headerOf(disk.file);

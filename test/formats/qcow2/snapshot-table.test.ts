@@ -65,7 +65,7 @@ describe('the snapshot table', () => {
     expect(table.entries.map(({ id }) => id)).toEqual(entries.map(({ id }) => id));
   });
 
-  it('without extra data has the disk size of the image and 32 bits of VM state size', async () => {
+  it('without extra data has the disk size of the image and 32 bits of VM state size (M-22)', async () => {
     const table = new Uint8Array(48);
     const view = new DataView(table.buffer);
     view.setUint16(12, 1);

@@ -72,7 +72,7 @@ function entry(id: string, more: Partial<SnapshotEntry> = {}): SnapshotEntry {
 }
 
 describe('a new snapshot', () => {
-  it('records what it was given, and the size of the disk', async () => {
+  it('records what it was given, and the size of the disk (Q-241)', async () => {
     const disk = await newDisk({ size: 64 * KiB, clusterSize: 4096 });
     const facts = { dateNanoseconds: 123_456_000, vmClockNanoseconds: 2n ** 60n, icount: 77n };
     expect(await make(disk, 'first', facts)).toEqual({
@@ -91,7 +91,7 @@ describe('a new snapshot', () => {
     expect(second).toMatchObject({ id: '2', name: 'zweiter ✓', icount: undefined });
   });
 
-  it('has the number after the largest there is, whatever the others are called', async () => {
+  it('has the number after the largest there is, whatever the others are called (Q-246)', async () => {
     const ids = ['7', 'x9', '12abc', ' 3', '', '007'];
     const file = await createQcow2Bytes(64 * KiB, { clusterSize: 4096 }, false);
     await withTable(file, encodeSnapshotTable(ids.map((id) => entry(id))), ids.length);
@@ -108,7 +108,7 @@ describe('a new snapshot', () => {
     expect((await make(await openDisk(file), 'a')).id).toBe('2');
   });
 
-  it('keeps what other entries record, known or not, and completes them', async () => {
+  it('keeps what other entries record, known or not, and completes them (M-22)', async () => {
     const unknown = pattern(100, 3);
     const short = [
       entry('1', { extra: new Uint8Array(0) }),
@@ -141,7 +141,7 @@ describe('a new snapshot', () => {
     expect(after[1]?.extra.length).toBe(100);
   });
 
-  it('leaves no cluster that may be written in place, and its deletion gives them back', async () => {
+  it('leaves no cluster that may be written in place, and its deletion gives them back (Q-002, Q-243, Q-245)', async () => {
     const disk = await newDisk({ size: 64 * KiB, clusterSize: 4096 });
     await disk.node.write(0, pattern(16 * KiB));
     await disk.node.write(20 * KiB, new Uint8Array(4096).fill(5), { compressed: true });
@@ -172,7 +172,7 @@ describe('a new snapshot', () => {
 });
 
 describe('which snapshot is meant', () => {
-  it('is told by id, else by name, else by both; the first one counts', async () => {
+  it('is told by id, else by name, else by both; the first one counts (Q-246)', async () => {
     const disk = await newDisk({ size: 64 * KiB, clusterSize: 4096 });
     // 1 '2', 2 'x', 3 'x', 4 '9'
     for (const [at, name] of ['2', 'x', 'x', '9'].entries()) {
@@ -202,7 +202,7 @@ describe('which snapshot is meant', () => {
 });
 
 describe('applying a snapshot', () => {
-  it('brings its size back, larger or smaller', async () => {
+  it('brings its size back, larger or smaller (M-23, Q-244)', async () => {
     const disk = await newDisk({ size: 16 * KiB, clusterSize: 512 });
     await disk.node.write(0, pattern(16 * KiB));
     await make(disk, 'small');
@@ -250,7 +250,7 @@ describe('deleting a snapshot', () => {
     [true, 'gives'],
     [false, 'does not give'],
   ] as const) {
-    it(`${gives} its space back to the file below with pass-discard-snapshot=${passDiscardSnapshot}`, async () => {
+    it(`${gives} its space back to the file below with pass-discard-snapshot=${passDiscardSnapshot} (Q-072)`, async () => {
       const file = await createQcow2Bytes(256 * KiB, { clusterSize: 4096 }, false);
       const disk = await openDisk(file, { options: { passDiscardSnapshot } });
       await disk.node.write(0, pattern(200 * KiB));
@@ -344,7 +344,7 @@ describe('an image that holds snapshots', () => {
     }
   });
 
-  it('writes nothing before the switch but to new places, and switches with one write of one sector', async () => {
+  it('writes nothing before the switch but to new places, and switches with one write of one sector (Q-243)', async () => {
     const file = await createQcow2Bytes(64 * KiB, { clusterSize: 512 }, false);
     const first = await openDisk(file);
     await first.node.write(0, pattern(40 * KiB));
@@ -414,7 +414,7 @@ describe('an image so full that the refcount table is too small for what must be
 });
 
 describe('limits', () => {
-  it('65,536 snapshots are the last', async () => {
+  it('65,536 snapshots are the last (Q-029)', async () => {
     const file = await createQcow2Bytes(64 * KiB, { clusterSize: 65536 }, false);
     const blank = encodeSnapshotTable([entry('1', { rawName: new Uint8Array(0) })]);
     const size = Math.ceil(blank.length / 8) * 8;
@@ -474,7 +474,7 @@ describe('limits', () => {
 });
 
 describe('what is refused', () => {
-  it('is everything on an image with an external data file', async () => {
+  it('is everything on an image with an external data file (M-05)', async () => {
     const { createInMemory } = await import('./support.ts');
     const { file, data } = await createInMemory(64 * KiB, { dataFile: 'data' });
     const disk = await openDisk(file, { dataFile: data as MemoryStore });
@@ -594,7 +594,7 @@ describe('what is refused', () => {
 });
 
 describe('the content of a snapshot', () => {
-  it('is opened as a disk of its own, for reading', async () => {
+  it('is opened as a disk of its own, for reading (Q-241)', async () => {
     const backing = MemoryStore.from(pattern(20 * KiB, 8), { readOnly: true });
     const disk = await newDisk({ size: 48 * KiB, clusterSize: 4096, backing });
     await disk.node.write(4096, pattern(9000));

@@ -23,7 +23,7 @@ async function state({ node }: Pick<OpenedDisk, 'node'>, offset: number, length:
 
 describe('VM state', () => {
   it.each([512, 4096])(
-    'is written and read behind the disk, which keeps its size; clusters of %i bytes',
+    'is written and read behind the disk, which keeps its size; clusters of %i bytes (Q-004, Q-123, Q-190, Q-191)',
     async (clusterSize) => {
       const disk = await newDisk({ size: 40 * KiB, clusterSize });
       await disk.node.write(0, pattern(40 * KiB));
@@ -107,7 +107,7 @@ describe('VM state', () => {
     expect(await closeAndCheck(disk)).toMatchObject({ lines: [], leaks: 0 });
   });
 
-  it('over a longer backing file reads as that file where it was never written', async () => {
+  it('over a longer backing file reads as that file where it was never written (Q-191)', async () => {
     const backing = MemoryStore.from(pattern(512 * KiB, 5), { readOnly: true });
     const disk = await newDisk({ size: 8 * KiB, clusterSize: 512, backing });
     const start = disk.node.format.vmState?.offset as number;
