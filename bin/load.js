@@ -16,7 +16,7 @@ function load() {
   } catch {
     // A build in progress, or a package whose files were picked: only the time is lost.
   }
-  const source = `(function (exports, require, module, __filename, __dirname) {${readFileSync(PROGRAM, 'utf8')}\n})`;
+  const source = `(function (exports, require, module, __filename, __dirname) {${readFileSync(PROGRAM, 'latin1')}\n})`;
   const script = new Script(source, { filename: PROGRAM, cachedData });
   const module = { exports: {} };
   script.runInThisContext()(module.exports, createRequire(PROGRAM), module, PROGRAM, dirname(PROGRAM));

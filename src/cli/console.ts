@@ -1,8 +1,7 @@
 /** Where a command speaks: standard output and standard error of this process, written at once and in order, and the name in
  *  front of messages. Synchronous on purpose: nothing is lost at exit, and the two streams keep their order.
  *  Invariant: a reader that went away (EPIPE) is no error; `broken` says so and further text is dropped. */
-import { writeSync } from 'node:fs';
-import { isatty } from 'node:tty';
+import { fstatSync, statSync, writeSync } from 'node:fs';
 
 /** A text stream. */
 export interface Sink {
@@ -32,7 +31,7 @@ export class DescriptorSink implements Sink {
   }
 
   get isTerminal(): boolean {
-    return isatty(this.#fd);
+    return mayBeTerminal(this.#fd) && process.getBuiltinModule('node:tty').isatty(this.#fd);
   }
 
   get columns(): number {
@@ -55,6 +54,19 @@ export class DescriptorSink implements Sink {
         } else throw error;
       }
     }
+  }
+}
+
+/** Whether it is worth asking: the module that knows loads all of networking, milliseconds of every start. Files, pipes and the null device
+ *  are no terminals. */
+function mayBeTerminal(fd: number): boolean {
+  if (process.platform === 'win32') return true;
+  try {
+    const status = fstatSync(fd);
+    return status.isCharacterDevice() && status.rdev !== statSync('/dev/null').rdev;
+  } catch {
+    // Closed, or nothing that can be looked at: then nobody sits before it.
+    return false;
   }
 }
 

@@ -13,9 +13,10 @@ import {
   lstatSync,
   openSync,
   open as openWithCallback,
-  promises,
   realpathSync,
+  rename as renameWithCallback,
   statSync,
+  unlink as unlinkWithCallback,
   write as writeWithCallback,
 } from 'node:fs';
 import { basename, dirname, join, resolve as resolvePath, sep } from 'node:path';
@@ -24,6 +25,7 @@ import { throwIfAborted } from '../base/job.ts';
 import type { BlockNode } from '../core/node.ts';
 import type { CreateFileOptions, FileStatus, OpenFileOptions, ProtocolDriver } from '../core/protocol.ts';
 import { BlockDeviceStore, deviceIdentity, sizeFromSysfs } from './block-device.ts';
+import { promised } from './fd-io.ts';
 import { FileStore } from './file-store.ts';
 import { ForwardSink, type ForwardTarget } from './forward-sink.ts';
 
@@ -120,7 +122,7 @@ async function status(name: string): Promise<FileStatus | undefined> {
 async function rename(from: string, to: string): Promise<void> {
   const [source, target] = [pathOf(from), pathOf(to)];
   try {
-    await promises.rename(source, target);
+    await promised((done) => renameWithCallback(source, target, done));
   } catch (error) {
     throw fromSystemError(error, `could not rename "${source}" to "${target}"`, { name: from, path: source, to });
   }
@@ -129,7 +131,7 @@ async function rename(from: string, to: string): Promise<void> {
 async function remove(name: string): Promise<void> {
   const path = pathOf(name);
   try {
-    await promises.unlink(path);
+    await promised((done) => unlinkWithCallback(path, done));
   } catch (error) {
     throw fromSystemError(error, `could not remove "${path}"`, { name, path });
   }

@@ -7,6 +7,7 @@ import { isPromise, type MaybePromise } from '../../base/async.ts';
 import { BlockError } from '../../base/errors.ts';
 import { alignDown, divCeil, divFloor } from '../../bytes/align.ts';
 import { setU64 } from '../../bytes/ints.ts';
+import { isZero } from '../../bytes/zeros.ts';
 import type { Table } from '../../core/table-cache.ts';
 import { getRefcount, refcountBlockOffset, setRefcount } from './entries.ts';
 import { MAX_REFCOUNT_TABLE_BYTES, TABLE_ENTRY_BYTES } from './geometry.ts';
@@ -297,6 +298,10 @@ export class Refcounts {
     for (let index = 0; index < this.#tableEntries; ) {
       const loaded = caches.refcountTable.load(header.refcountTableOffset + index * TABLE_ENTRY_BYTES);
       const table = isPromise(loaded) ? await loaded : loaded;
+      if (isZero(table.bytes)) {
+        index += slice / TABLE_ENTRY_BYTES;
+        continue;
+      }
       for (let at = 0; at < slice; at += TABLE_ENTRY_BYTES, index++) {
         if (table.view.getUint32(at + 4) === 0 && table.view.getUint32(at) === 0) continue;
         const offset = this.#checkedOffset(table, at, index);
