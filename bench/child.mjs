@@ -12,6 +12,8 @@ const began = process.hrtime.bigint();
 const { status, signal, stderr, error } = spawnSync(command, args, {
   stdio: ['ignore', target, 'pipe'],
   encoding: 'utf8',
+  // a check tells every finding
+  maxBuffer: 256 * 2 ** 20,
 });
 const wall = Number(process.hrtime.bigint() - began) / 1e9;
 if (typeof target === 'number') closeSync(target);
@@ -19,7 +21,7 @@ console.log(
   JSON.stringify({
     status: status ?? (error === undefined ? 128 : 127),
     signal,
-    stderr: error === undefined ? stderr : String(error),
+    stderr: error === undefined ? stderr.slice(0, 2000) : String(error),
     wall,
     ...usageOfChildren(),
   }),

@@ -11,6 +11,7 @@ import {
   openSync,
   readdirSync,
   readFileSync,
+  readSync,
   renameSync,
   rmSync,
   writeSync,
@@ -32,11 +33,30 @@ export function prepareImages(directory, say) {
     qcow2: path('half-full.qcow2'),
     compressed: path('half-full-compressed.qcow2'),
     giant: path('giant.qcow2'),
+    giantSnapshot: path('giant-snapshot.qcow2'),
+    giantRefcounts: path('giant-refcounts.qcow2'),
+    giantLeaks: path('giant-leaks.qcow2'),
   };
   make(images.raw, say, (file) => makeDisk(file, `${file}.tree`));
   make(images.qcow2, say, (file) => qemuImg('convert', '-f', 'raw', '-O', 'qcow2', images.raw, file));
   make(images.compressed, say, (file) => qemuImg('convert', '-c', '-f', 'raw', '-O', 'qcow2', images.raw, file));
   make(images.giant, say, makeGiant);
+  make(images.giantSnapshot, say, (file) => {
+    copySparse(images.giant, file);
+    qemuImg('snapshot', '-c', 'old', file);
+  });
+  // every fifth refcount is 0
+  make(images.giantRefcounts, say, (file) =>
+    damage(images.giant, file, giantPlaces().blocks, 2, (table, at, index) => {
+      if (index % 5 === 0) table.fill(0, at, at + 2);
+    }),
+  );
+  // every third cluster is mapped no longer, and still counted
+  make(images.giantLeaks, say, (file) =>
+    damage(images.giant, file, giantPlaces().tables, 8, (table, at, index) => {
+      if (index % 3 === 0) table.fill(0, at, at + 8);
+    }),
+  );
   return images;
 }
 
@@ -47,6 +67,26 @@ function make(file, say, body) {
   rmSync(unfinished, { force: true });
   body(unfinished);
   renameSync(unfinished, file);
+}
+
+/** A copy with its holes, in place of what was there. */
+export function copySparse(from, to) {
+  rmSync(to, { force: true });
+  const { status, stderr } = spawnSync('cp', ['--sparse=always', from, to], { encoding: 'utf8' });
+  if (status !== 0) throw new Error(`cp: ${stderr}`);
+}
+
+/** A copy of `from` in which `change` has seen every entry of its tables at `places`. */
+function damage(from, file, places, entryBytes, change) {
+  copySparse(from, file);
+  const fd = openSync(file, 'r+');
+  const table = Buffer.alloc(GIANT.cluster);
+  for (const place of places) {
+    readSync(fd, table, 0, table.length, place);
+    for (let at = 0; at < table.length; at += entryBytes) change(table, at, at / entryBytes);
+    writeSync(fd, table, 0, table.length, place);
+  }
+  closeSync(fd);
 }
 
 function qemuImg(...args) {
@@ -114,9 +154,10 @@ function someFiles(total) {
   return chosen;
 }
 
-/** 1 TiB, version 3, clusters of 64 KiB, 1,048,576 of them allocated in 65,536 runs of 16, a run in every 16 MiB of the disk; the runs lie in
- *  the file in another order than on the disk. Tables only: the data is one hole. */
-function makeGiant(file) {
+/** Numbers and places, in clusters but for the size of one. */
+const GIANT = planGiant();
+
+function planGiant() {
   const cluster = 64 * 1024;
   const runs = 65_536;
   const perRun = 16;
@@ -126,7 +167,20 @@ function makeGiant(file) {
   const fixed = 3 + tables; // header, refcount table, L1 table, L2 tables
   const blocks = Math.ceil((fixed + dataClusters) / (perBlock - 1)) + 1;
   const total = fixed + blocks + dataClusters;
-  const [blocksAt, l1At, l2At] = [2, 2 + blocks, 3 + blocks];
+  return { cluster, runs, perRun, tables, blocks, total, blocksAt: 2, l1At: 2 + blocks, l2At: 3 + blocks };
+}
+
+/** Offsets of its refcount blocks and L2 tables, bytes. */
+function giantPlaces() {
+  const { cluster, tables, blocks, blocksAt, l2At } = GIANT;
+  const places = (first, count) => Array.from({ length: count }, (_, i) => (first + i) * cluster);
+  return { blocks: places(blocksAt, blocks), tables: places(l2At, tables) };
+}
+
+/** 1 TiB, version 3, clusters of 64 KiB, 1,048,576 of them allocated in 65,536 runs of 16, a run in every 16 MiB of the disk; the runs lie in
+ *  the file in another order than on the disk. Tables only: the data is one hole. */
+function makeGiant(file) {
+  const { cluster, runs, perRun, tables, blocks, total, blocksAt, l1At, l2At } = GIANT;
   const dataAt = l2At + tables;
 
   const fd = sized(file, total * cluster);
