@@ -222,7 +222,7 @@ function toNumber(value: bigint): number {
 /** What is wrong with the options that ask for encryption, in QEMU's words where QEMU would refuse too; `undefined` when none does. */
 export function encryptionProblem(
   values: ReadonlyMap<string, CreateValue>,
-  secretOf: (id: string) => unknown,
+  secrets: Readonly<Record<string, unknown>>,
 ): string | undefined {
   const asked = [...values].filter(([name, given]) => /^encrypt(ion$|\.)/.test(name) && given.value !== false);
   if (asked.length === 0) return undefined;
@@ -231,6 +231,6 @@ export function encryptionProblem(
   if (format !== 'aes' && format !== 'luks') return `Parameter 'format' does not accept value '${format}'`;
   const id = values.get('encrypt.key-secret')?.text;
   if (id === undefined) return "Parameter 'encrypt.key-secret' is required for cipher";
-  if (secretOf(id) === undefined) return `No secret with id '${id}'`;
+  if (!Object.hasOwn(secrets, id)) return `No secret with id '${id}'`;
   return `Encryption (${asked.map(([name]) => name).join(', ')}) is not supported yet`;
 }

@@ -2,12 +2,18 @@
 import type { FormatDriver } from '../core/format.ts';
 import type { ImageDrivers } from '../image/open.ts';
 import type { Personality } from './console.ts';
+import type { Objects } from './objects.ts';
 
 /** Formats in probe order, and the protocols; the first of them opens plain names.
  *  Called qemu-img, only QEMU's own formats are looked for: what a guest wrote into a raw disk must not make it another one for
  *  programs that count on QEMU's list. The others need a name (`-f`).
- *  @param compression whether compressed data will be read or written; loading what that takes costs time at start-up. */
-export async function loadDrivers(personality: Personality, compression: boolean): Promise<ImageDrivers> {
+ *  @param compression whether compressed data will be read or written; loading what that takes costs time at start-up.
+ *  @param objects whose secrets the images' options may name */
+export async function loadDrivers(
+  personality: Personality,
+  compression: boolean,
+  objects: Objects,
+): Promise<ImageDrivers> {
   const [{ qcow2 }, { addCow }, { cow }, { raw }, { fileProtocol }] = await Promise.all([
     import('../formats/qcow2/driver.ts'),
     import('../formats/add-cow/driver.ts'),
@@ -21,6 +27,7 @@ export async function loadDrivers(personality: Personality, compression: boolean
     formats,
     probed: personality.qemu ? qemus : formats,
     protocols: [fileProtocol],
+    secrets: objects.secrets,
   };
   if (!compression) return drivers;
   const { createCodecs } = await import('../codec/create.ts');

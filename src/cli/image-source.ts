@@ -4,6 +4,7 @@
 import { Failure } from './failure.ts';
 import { parseOptionList } from './option-list.ts';
 import { compactJson, type JsonValue } from './render/json.ts';
+import { jsonProblem } from './render/json-problem.ts';
 
 export interface ImageSource {
   /** The argument, for messages. */
@@ -76,15 +77,6 @@ function optionsOfJson(argument: string, text: string): Map<string, string> {
   const options = new Map<string, string>();
   flatten('', parsed as Record<string, unknown>, options);
   return options;
-}
-
-/** QEMU's words for the commonest mistakes. */
-function jsonProblem(text: string): string {
-  const keyword = /[{[:,]\s*([a-zA-Z]+)/.exec(text)?.[1];
-  if (keyword !== undefined && !['true', 'false', 'null'].includes(keyword)) return `invalid keyword '${keyword}'`;
-  const open = (text.match(/[{[]/g) ?? []).length - (text.match(/[}\]]/g) ?? []).length;
-  if (open > 0) return 'premature EOI';
-  return 'expecting value';
 }
 
 function flatten(prefix: string, object: Readonly<Record<string, unknown>>, into: Map<string, string>): void {

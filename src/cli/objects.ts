@@ -1,16 +1,9 @@
 /** `--object`: the secrets that options refer to by id. Objects of QEMU that nothing here uses are refused by name.
  *  Invariant: ids are unique; the text of a secret never appears in a message. */
-import { readFileSync } from 'node:fs';
-import { ERRNO_TEXT, errnoOf } from '../base/errors.ts';
 import { Failure } from './failure.ts';
-import { parseOptionList } from './option-list.ts';
-
-export interface Secret {
-  readonly id: string;
-  /** As given; base64 when `format` says so. */
-  readonly data: Uint8Array;
-  readonly format: 'raw' | 'base64';
-}
+import { splitCommas } from './option-list.ts';
+import { jsonProblem } from './render/json-problem.ts';
+import { secretData } from './secret-data.ts';
 
 /** Types that qemu-img knows and that have no use here. */
 const FOREIGN_TYPES = [
@@ -29,11 +22,13 @@ const FOREIGN_TYPES = [
   'tls-creds-x509',
 ];
 
-const SECRET_PROPERTIES = ['qom-type', 'id', 'data', 'file', 'format', 'keyid', 'iv'];
+const SECRET_PROPERTIES = ['qom-type', 'id', 'loaded', 'data', 'file', 'format', 'keyid', 'iv'];
+
+type Properties = ReadonlyMap<string, unknown>;
 
 /** The objects of one command line. */
 export class Objects {
-  readonly #secrets = new Map<string, Secret>();
+  readonly #secrets = new Map<string, Uint8Array>();
 
   /** Takes one `--object`.
    *  @returns text to print instead of going on (`help`), or `undefined`.
@@ -41,7 +36,7 @@ export class Objects {
   add(definition: string): string | undefined {
     if (definition === 'help') return 'List of user creatable objects:\n  secret\n';
     const properties = definition.startsWith('{') ? fromJson(definition) : fromList(definition);
-    const type = properties.get('qom-type');
+    const type = textOf(properties, 'qom-type');
     if (type === undefined) throw new Failure("Parameter 'qom-type' is missing");
     if (type === 'secret' && properties.has('help')) {
       return `secret options:\n  data=<string>\n  file=<string>\n  format=<QCryptoSecretFormat>\n  iv=<string>\n  keyid=<string>\n`;
@@ -52,61 +47,86 @@ export class Objects {
     return undefined;
   }
 
-  secret(id: string): Secret | undefined {
-    return this.#secrets.get(id);
+  /** What they hold, by id, as the library takes it. */
+  get secrets(): Readonly<Record<string, Uint8Array>> {
+    return Object.fromEntries(this.#secrets);
   }
 
-  #addSecret(properties: ReadonlyMap<string, string>): void {
-    const id = properties.get('id');
+  #addSecret(properties: Properties): void {
+    const id = textOf(properties, 'id');
     if (id === undefined) throw new Failure("Parameter 'id' is missing");
-    const format = properties.get('format') ?? 'raw';
+    const loaded = requireSwitch(properties, 'loaded');
+    const format = textOf(properties, 'format') ?? 'raw';
     if (format !== 'raw' && format !== 'base64') {
       throw new Failure(`Parameter 'format' does not accept value '${format}'`);
     }
+    const [keyid, iv, data, file] = ['keyid', 'iv', 'data', 'file'].map((name) => textOf(properties, name));
     const surplus = [...properties.keys()].find((name) => !SECRET_PROPERTIES.includes(name));
-    if (surplus !== undefined) throw new Failure(`Parameter '${surplus}' is unexpected`);
+    if (surplus !== undefined) throw new Failure(unexpected(surplus));
     if (!/^[a-zA-Z][-._a-zA-Z0-9]*$/.test(id)) {
       throw new Failure("Parameter 'id' expects an identifier", {
         trailer: "Identifiers consist of letters, digits, '-', '.', '_', starting with a letter.\n",
       });
     }
-    if (properties.has('keyid')) throw new Failure("secrets encrypted with another one ('keyid') are not supported");
-    const data = secretData(properties.get('data'), properties.get('file'));
+    if (loaded) throw new Failure("Property 'secret.loaded' is not writable");
+    const bytes = secretData({ data, file, format, keyid, iv }, (key) => this.#key(key, id));
     if (this.#secrets.has(id)) {
       throw new Failure(`attempt to add duplicate property '${id}' to object (type 'container')`);
     }
-    this.#secrets.set(id, { id, data, format });
+    this.#secrets.set(id, bytes);
+  }
+
+  #key(keyid: string, id: string): Uint8Array {
+    const key = this.#secrets.get(keyid);
+    if (key !== undefined) return key;
+    throw new Failure(keyid === id ? `Secret with id '${id}' has no data` : `No secret with id '${keyid}'`);
   }
 }
 
-function secretData(data: string | undefined, file: string | undefined): Uint8Array {
-  if (data !== undefined && file !== undefined) throw new Failure("'file' and 'data' are mutually exclusive");
-  if (data !== undefined) return new TextEncoder().encode(data);
-  if (file === undefined) throw new Failure("Either 'file' or 'data' must be provided");
-  try {
-    return readFileSync(file);
-  } catch (error) {
-    const text = ERRNO_TEXT[errnoOf(error)] ?? 'Input/output error';
-    throw new Failure(`Unable to read ${file}: Failed to open file “${file}”: ${text}`, { cause: error });
-  }
+/** QEMU's reader of such lists turns dotted names into objects. */
+function unexpected(name: string): string {
+  const dot = name.indexOf('.');
+  return dot > 0 ? `Parameters '${name.slice(0, dot)}.*' are unexpected` : `Parameter '${name}' is unexpected`;
 }
 
-/** The first word without `=` is the type. */
-function fromList(definition: string): Map<string, string> {
+function textOf(properties: Properties, name: string): string | undefined {
+  const value = properties.get(name);
+  if (value === undefined || typeof value === 'string') return value;
+  throw new Failure(`Invalid parameter type for '${name}', expected: string`);
+}
+
+/** In lists a word, in JSON a boolean. @returns whether it is given */
+function requireSwitch(properties: Properties, name: string): boolean {
+  const value = properties.get(name);
+  if (value === undefined || typeof value === 'boolean') return value !== undefined;
+  if (properties instanceof JsonProperties)
+    throw new Failure(`Invalid parameter type for '${name}', expected: boolean`);
+  if (value === 'on' || value === 'off') return true;
+  throw new Failure(`Parameter '${name}' expects 'on' or 'off'`);
+}
+
+class JsonProperties extends Map<string, unknown> {}
+
+/** The first word without `=` is the type; the others need one. */
+function fromList(definition: string): Properties {
   const properties = new Map<string, string>();
-  parseOptionList(definition).forEach(({ name, value }, i) => {
-    if (i === 0 && !/^[^,]*=/.test(definition)) properties.set('qom-type', definition.split(',', 1)[0] as string);
-    else properties.set(name, value);
+  splitCommas(definition).forEach((piece, i) => {
+    const equals = piece.indexOf('=');
+    if (equals > 0) properties.set(piece.slice(0, equals), piece.slice(equals + 1));
+    else if (equals === 0 || piece === '') throw new Failure("Invalid parameter ''");
+    else if (i === 0) properties.set('qom-type', piece);
+    else if (piece === 'help' || piece === '?') properties.set('help', 'on');
+    else throw new Failure(`Expected '=' after parameter '${piece}'`);
   });
   return properties;
 }
 
-function fromJson(definition: string): Map<string, string> {
+function fromJson(definition: string): Properties {
   let parsed: unknown;
   try {
     parsed = JSON.parse(definition);
   } catch (error) {
-    throw new Failure('--object: the JSON text is malformed', { cause: error });
+    throw new Failure(`JSON parse error, ${jsonProblem(definition)}`, { cause: error });
   }
-  return new Map(Object.entries(parsed as Record<string, unknown>).map(([name, value]) => [name, String(value)]));
+  return new JsonProperties(Object.entries(parsed as Record<string, unknown>));
 }

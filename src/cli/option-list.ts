@@ -17,7 +17,7 @@ export function appendOptionList(before: string | undefined, list: string): stri
 }
 
 /** The pieces between single commas; a doubled comma stands for one. */
-function splitCommas(list: string): string[] {
+export function splitCommas(list: string): string[] {
   const pieces: string[] = [];
   let piece = '';
   for (let i = 0; i < list.length; i++) {

@@ -15,6 +15,7 @@ export function secretsOf(given: SecretsInput | undefined): Secrets {
         details: { id },
       });
     }
-    return typeof secret === 'string' ? new TextEncoder().encode(secret) : secret.slice();
+    // not slice(): that of a Buffer shares its memory
+    return typeof secret === 'string' ? new TextEncoder().encode(secret) : new Uint8Array(secret);
   };
 }

@@ -70,8 +70,7 @@ describe('create options under their command line names', () => {
   });
 
   it('that ask for encryption are refused by name, after what QEMU would refuse too', () => {
-    const problem = (list: string): string | undefined =>
-      encryptionProblem(read(list), (id) => (id === 's0' ? 'secret' : undefined));
+    const problem = (list: string): string | undefined => encryptionProblem(read(list), { s0: 'secret' });
     expect(problem('compat=v3')).toBeUndefined();
     expect(problem('encryption=off')).toBeUndefined();
     expect(problem('encrypt.iter-time=10')).toBe("Parameter 'encrypt.format' is missing");

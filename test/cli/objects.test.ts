@@ -1,3 +1,4 @@
+import { createCipheriv } from 'node:crypto';
 import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -9,9 +10,7 @@ describe('objects defined on the command line', () => {
     const objects = new Objects();
     objects.add('secret,id=a,data=abc');
     objects.add('{"qom-type":"secret","id":"b","data":"YWJj","format":"base64"}');
-    expect(objects.secret('a')).toEqual({ id: 'a', data: new TextEncoder().encode('abc'), format: 'raw' });
-    expect(objects.secret('b')?.format).toBe('base64');
-    expect(objects.secret('c')).toBeUndefined();
+    expect(objects.secrets).toEqual({ a: new TextEncoder().encode('abc'), b: new TextEncoder().encode('abc') });
   });
 
   it('reads a secret from a file', () => {
@@ -20,10 +19,35 @@ describe('objects defined on the command line', () => {
       writeFileSync(join(directory, 'key'), 'xyz');
       const objects = new Objects();
       objects.add(`secret,id=a,file=${join(directory, 'key')}`);
-      expect(new TextDecoder().decode(objects.secret('a')?.data)).toBe('xyz');
+      expect(new TextDecoder().decode(objects.secrets['a'])).toBe('xyz');
     } finally {
       rmSync(directory, { recursive: true });
     }
+  });
+
+  it.each([
+    ['YWJj', 'abc'],
+    ['YW\nJj', 'abc'],
+    ['YWI=', 'ab'],
+    ['YQ==', 'a'],
+    ['YWJjZA', 'abc'],
+    ['YQ==YWI=', 'aab'],
+    ['', ''],
+  ])('decodes base64 %j as QEMU does', (data, text) => {
+    const objects = new Objects();
+    objects.add(`secret,id=a,data=${data},format=base64`);
+    expect(new TextDecoder().decode(objects.secrets['a'])).toBe(text);
+  });
+
+  it('decrypts a secret with another one', () => {
+    const objects = new Objects();
+    const key = Buffer.alloc(32, 7);
+    const iv = Buffer.alloc(16, 9);
+    const cipher = createCipheriv('aes-256-cbc', key, iv);
+    const data = Buffer.concat([cipher.update('a text of more than sixteen bytes'), cipher.final()]).toString('base64');
+    objects.add(`secret,id=k,data=${key.toString('base64')},format=base64`);
+    objects.add(`secret,id=a,data=${data},format=base64,keyid=k,iv=${iv.toString('base64')}`);
+    expect(new TextDecoder().decode(objects.secrets['a'])).toBe('a text of more than sixteen bytes');
   });
 
   it.each([
@@ -35,9 +59,13 @@ describe('objects defined on the command line', () => {
     ['secret,id=s,data=a,foo=x', "Parameter 'foo' is unexpected"],
     ['secret,id=s,data=a,format=foo', "Parameter 'format' does not accept value 'foo'"],
     ['secret,id=1 x,data=a', "Parameter 'id' expects an identifier"],
-    ['secret,id=s,data=a,keyid=k', "secrets encrypted with another one ('keyid') are not supported"],
+    ['secret,id=s,data=a,keyid=k', "No secret with id 'k'"],
+    ['secret,id=s,data=a,keyid=s', "Secret with id 's' has no data"],
+    ['secret,id=s,data=a,loaded=on', "Property 'secret.loaded' is not writable"],
+    ['secret,id=s,data=YW Jj,format=base64', 'Base64 data contains invalid characters'],
+    ['{"qom-type":"secret","id":"s","data":5}', "Invalid parameter type for 'data', expected: string"],
     ['tls-creds-x509,id=t', 'invalid object type: tls-creds-x509'],
-    ['{"a"', '--object: the JSON text is malformed'],
+    ['{"a"', 'JSON parse error, premature EOI'],
   ])('refuses %s', (definition, message) => {
     expect(() => new Objects().add(definition)).toThrow(message);
   });

@@ -5,6 +5,7 @@ import { beforeAll, describe, expect, it } from 'vitest';
 import { MemorySink } from '../../src/cli/console.ts';
 import { loadDrivers } from '../../src/cli/drivers.ts';
 import { run } from '../../src/cli/main.ts';
+import { Objects } from '../../src/cli/objects.ts';
 import { openImage } from '../../src/node.ts';
 import { scratch } from '../support/scratch.ts';
 
@@ -92,10 +93,10 @@ describe('a format that is guessed to be raw', () => {
   });
 
   it('is found among the formats of QEMU only, when called qemu-img', async () => {
-    const { formats, probed } = await loadDrivers({ program: 'qemu-img', qemu: true }, false);
+    const { formats, probed } = await loadDrivers({ program: 'qemu-img', qemu: true }, false, new Objects());
     expect(probed?.map(({ name }) => name)).toEqual(['qcow2', 'raw']);
     expect(formats).toEqual(expect.arrayContaining([...(probed ?? [])]));
-    const own = await loadDrivers({ program: 'cowdisk', qemu: false }, false);
+    const own = await loadDrivers({ program: 'cowdisk', qemu: false }, false, new Objects());
     expect(own.probed).toEqual(own.formats);
   });
 });

@@ -4,6 +4,7 @@ import { MemorySink } from '../../src/cli/console.ts';
 import { loadDrivers } from '../../src/cli/drivers.ts';
 import { optionNames, verbManual } from '../../src/cli/help.ts';
 import { run } from '../../src/cli/main.ts';
+import { Objects } from '../../src/cli/objects.ts';
 import { commandLineReference } from '../../src/cli/reference.ts';
 import { FORMAT_NAMES, type VerbSpec } from '../../src/cli/verbs/common.ts';
 import { allVerbSpecs, FUTURE_VERBS, findVerb, optionsFor, VERB_NAMES, verbNames } from '../../src/cli/verbs/index.ts';
@@ -101,7 +102,9 @@ describe('the tables of verbs', () => {
   });
 
   it('name the formats that the program has', async () => {
-    expect((await loadDrivers(cowdisk, false)).formats.map((driver) => driver.name)).toEqual(FORMAT_NAMES);
+    expect((await loadDrivers(cowdisk, false, new Objects())).formats.map((driver) => driver.name)).toEqual(
+      FORMAT_NAMES,
+    );
   });
 });
 

@@ -11,6 +11,12 @@ it('every asking is a copy: wiping one leaves the secret as it is', () => {
   expect(secrets('a')).toEqual(Uint8Array.of(1, 2));
 });
 
+it('also of a Buffer, whose slices share its memory', () => {
+  const secrets = secretsOf({ a: Buffer.of(1, 2) });
+  secrets('a').fill(0);
+  expect(secrets('a')).toEqual(Uint8Array.of(1, 2));
+});
+
 it.each(['b', 'toString', '__proto__'])('an id that nobody gave (%s) is an error that names it', (id) => {
   expect(() => secretsOf({ a: 'x' })(id)).toThrow(
     expect.objectContaining({ code: 'NOT_FOUND', reason: 'secret.missing' }),

@@ -1,6 +1,8 @@
 /** Command lines that the real qemu-img and ours must answer alike: the list, and the images they are about. Data only.
  *  A case is a line; `;` separates commands that run one after the other in the same directory. */
 
+import { SECRET_CASES } from './transcript-cases-encryption.ts';
+
 /** Images that cases may name, and the commands of the real tools that make them, in order. `dir` is an empty directory. */
 export const FIXTURES: Readonly<
   Record<string, { readonly make: readonly string[]; readonly needs?: readonly string[] }>
@@ -468,6 +470,7 @@ export const CASES: readonly (string | Case)[] = [
   "create --object 'secret,id=1 x,data=a' x 1M",
   'create --object iothread,id=x x 1M',
   'create --object secret,help',
+  ...SECRET_CASES,
 
   // ---- create: backing files
   'create -f qcow2 -b a.qcow2 x.qcow2',

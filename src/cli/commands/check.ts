@@ -41,7 +41,12 @@ export const runCheck: Command = async (cli, args, spec) => {
   const quiet = given.has('quiet');
   const choices = { ...openChoices(given), readOnly: fix === 'none' };
   requireShareable(source, choices);
-  const { readOnly: _, ...options } = openOptionsOf(cli, await loadDrivers(cli.personality, false), source, choices);
+  const { readOnly: _, ...options } = openOptionsOf(
+    cli,
+    await loadDrivers(cli.personality, false, given.objects),
+    source,
+    choices,
+  );
   let begun = false;
   let report: CheckReport;
   try {

@@ -25,7 +25,7 @@ export const runCommit: Command = async (cli, args, spec) => {
   const cache = targetCache(given);
   const source = sourceOf(given, operand);
   const choices = { ...openChoices(given), readOnly: false };
-  const drivers = await loadDrivers(cli.personality, true);
+  const drivers = await loadDrivers(cli.personality, true, given.objects);
   const { readOnly: _, ...options } = openOptionsOf(cli, drivers, source, choices);
   // qemu-img shows no progress before the image is open.
   let display: ProgressDisplay | undefined;

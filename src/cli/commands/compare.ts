@@ -25,7 +25,7 @@ export const runCompare: Command = async (cli, args, spec) => {
   requireSourceCache(given.value('source-cache'), STATUS.open);
   const first = { ...openChoices(given), status: STATUS.open };
   const second = { ...commonChoices(given), status: STATUS.open };
-  const drivers = await loadDrivers(cli.personality, true);
+  const drivers = await loadDrivers(cli.personality, true, given.objects);
   const display = new ProgressDisplay(cli, form, STEP);
   let outcome: 'done' | 'failed' = 'failed';
   try {

@@ -38,7 +38,7 @@ export const runConvert: Command = async (cli, args, spec) => {
   requireSense(given, numbers);
   const sources = given.operands.slice(0, -1);
   const target = sources.length > 0 ? given.operands.at(-1) : undefined;
-  const drivers = await loadDrivers(cli.personality, true);
+  const drivers = await loadDrivers(cli.personality, true, given.objects);
   const format = given.value('target-format') ?? (given.has('target-image-opts') ? undefined : 'raw');
   if (numbers.list !== undefined && asksForHelp(numbers.list)) {
     cli.out.write(optionHelp(drivers, format ?? 'raw', target));
@@ -126,7 +126,7 @@ class Conversion {
     }
     this.#requireCompressible(driver, values);
     await this.#requireBitmaps(images, driver, values);
-    const encryption = encryptionProblem(values, (id) => this.#given.objects.secret(id));
+    const encryption = encryptionProblem(values, this.#given.objects.secrets);
     if (encryption !== undefined) throw this.#errors.framed(name, format, encryption);
     if (backing === undefined && backingFormat !== undefined) {
       const known = this.#drivers.formats.some((candidate) => candidate.name === backingFormat);

@@ -34,14 +34,18 @@ export const runCreate: Command = async (cli, args, spec) => {
   const [file, sizeText, surplus] = given.operands;
   const format = given.value('format') ?? 'raw';
   if (list !== undefined && asksForHelp(list)) {
-    cli.out.write(optionHelp(await loadDrivers(cli.personality, false), format, file));
+    cli.out.write(optionHelp(await loadDrivers(cli.personality, false, given.objects), format, file));
     return 0;
   }
   if (file === undefined) throw usage('Expecting image file name');
   const size = sizeText === undefined ? undefined : sizeArgument('image size', sizeText, cli);
   if (surplus !== undefined) throw usage(`Unexpected argument: ${surplus}`);
   try {
-    await new Creation(cli, await loadDrivers(cli.personality, false), given, file).run(format, list, size);
+    await new Creation(cli, await loadDrivers(cli.personality, false, given.objects), given, file).run(
+      format,
+      list,
+      size,
+    );
   } catch (error) {
     throw named(file, error);
   }
@@ -207,7 +211,7 @@ class Creation {
   }
 
   async #create(driver: FormatDriver, values: ReadonlyMap<string, CreateValue>, size: bigint): Promise<void> {
-    const encryption = encryptionProblem(values, (id) => this.#given.objects.secret(id));
+    const encryption = encryptionProblem(values, this.#given.objects.secrets);
     if (encryption !== undefined) throw new Failure(encryption);
     if (size > BigInt(Number.MAX_SAFE_INTEGER)) throw new Failure(tooLarge(driver));
     const backing = values.get('backing_file')?.text;

@@ -23,7 +23,7 @@ export const runDetach: Command = async (cli, args, spec) => {
   const cache = targetCache(given);
   const source = sourceOf(given, operand);
   const choices = { ...openChoices(given), readOnly: false };
-  const drivers = await loadDrivers(cli.personality, true);
+  const drivers = await loadDrivers(cli.personality, true, given.objects);
   const { readOnly: _, ...options } = openOptionsOf(cli, drivers, source, choices);
   const display = new ProgressDisplay(cli, progressForm(cli, progressAsked(given), given.has('quiet')), STEP);
   let outcome: 'done' | 'failed' = 'failed';

@@ -1,5 +1,6 @@
 /** `info`: facts of an image, or of every layer of its chain. */
 
+import type { ImageDrivers } from '../../image/open.ts';
 import { decideReference, type ReferencePolicy } from '../../image/references.ts';
 import type { ImageInfo } from '../../tools/info.ts';
 import { imageInfo } from '../../tools/info.ts';
@@ -17,7 +18,9 @@ export const runInfo: Command = async (cli, args, spec) => {
   const given = await scan(cli, spec, args);
   const operand = oneImage(given);
   const form = outputForm(given);
-  const views = await collect(cli, sourceOf(given, operand), openChoices(given), given.has('backing-chain'));
+  const drivers = await loadDrivers(cli.personality, false, given.objects);
+  const source = sourceOf(given, operand);
+  const views = await collect(cli, drivers, source, openChoices(given), given.has('backing-chain'));
   if (form === 'human') cli.out.write(views.map(humanInfo).join('\n'));
   else cli.out.write(prettyJson(given.has('backing-chain') ? views.map(jsonInfo) : jsonInfo(views[0] as InfoView)));
   return 0;
@@ -25,8 +28,13 @@ export const runInfo: Command = async (cli, args, spec) => {
 
 /** Each layer is opened by itself and nothing it names is opened with it: information can be had about a broken chain. What it names may
  *  be looked at, as far as `--references` allows. */
-async function collect(cli: Cli, top: ImageSource, choices: OpenChoices, chain: boolean): Promise<InfoView[]> {
-  const drivers = await loadDrivers(cli.personality, false);
+async function collect(
+  cli: Cli,
+  drivers: ImageDrivers,
+  top: ImageSource,
+  choices: OpenChoices,
+  chain: boolean,
+): Promise<InfoView[]> {
   const { references = 'allow', quiet } = choices;
   const views: InfoView[] = [];
   const seen = new Set<string>();

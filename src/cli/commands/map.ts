@@ -26,7 +26,12 @@ export const runMap: Command = async (cli, args, spec) => {
   const operand = oneImage(given);
   const form = outputForm(given);
   const source = sourceOf(given, operand);
-  const image = await openSource(cli, await loadDrivers(cli.personality, false), source, openChoices(given));
+  const image = await openSource(
+    cli,
+    await loadDrivers(cli.personality, false, given.objects),
+    source,
+    openChoices(given),
+  );
   return using(image, async () => {
     const rows = mapImage(image, { start: toNumber(start), length: toNumber(length), signal: cli.signal });
     try {

@@ -32,7 +32,7 @@ export const runMeasure: Command = async (cli, args, spec) => {
   });
   const form = outputForm(given);
   const operand = checkInputs(given, size);
-  const drivers = await loadDrivers(cli.personality, false);
+  const drivers = await loadDrivers(cli.personality, false, given.objects);
   const measurement = await measured(cli, drivers, given, operand, snapshot, async (source) => {
     const driver = targetDriver(drivers, given.value('target-format') ?? 'raw');
     const values = readOptions(cli, driver, options);

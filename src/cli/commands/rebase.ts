@@ -25,7 +25,7 @@ export const runRebase: Command = async (cli, args, spec) => {
     requireSourceCache(given.value('source-cache'));
     const source = sourceOf(given, operand);
     const choices = { ...openChoices(given), readOnly: false };
-    const drivers = await loadDrivers(cli.personality, true);
+    const drivers = await loadDrivers(cli.personality, true, given.objects);
     const { readOnly: _, ...options } = openOptionsOf(cli, drivers, source, choices);
     const format = given.value('backing-format');
     try {

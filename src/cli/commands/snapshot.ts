@@ -3,7 +3,7 @@ import { constants } from 'node:os';
 import { ERRNO_TEXT, errnoOf, isBlockError } from '../../base/errors.ts';
 import type { SnapshotSelector } from '../../core/format.ts';
 import type { Image } from '../../image/image.ts';
-import { openImage } from '../../image/open.ts';
+import { type ImageDrivers, openImage } from '../../image/open.ts';
 import { usage } from '../args.ts';
 import type { Cli } from '../console.ts';
 import { loadDrivers } from '../drivers.ts';
@@ -39,7 +39,7 @@ export const runSnapshot: Command = async (cli, args, spec) => {
   if (chosen === 'create') requireName(cli, name);
   if (chosen !== 'list' && given.has('json')) throw new Failure('--json: only a list can be printed');
   const choices = { ...openChoices(given), readOnly: chosen === 'list' };
-  const image = await open(cli, source, choices);
+  const image = await open(cli, await loadDrivers(cli.personality, false, given.objects), source, choices);
   await using(image, async () => {
     if (chosen === 'list') list(cli, given, image);
     else if (chosen !== undefined) await new Change(cli, image, source.label, name).make(chosen);
@@ -47,8 +47,7 @@ export const runSnapshot: Command = async (cli, args, spec) => {
   return 0;
 };
 
-async function open(cli: Cli, source: ImageSource, choices: OpenChoices): Promise<Image> {
-  const drivers = await loadDrivers(cli.personality, false);
+async function open(cli: Cli, drivers: ImageDrivers, source: ImageSource, choices: OpenChoices): Promise<Image> {
   requireShareable(source, choices);
   try {
     const image = await openImage(source.name, openOptionsOf(cli, drivers, source, choices));

@@ -38,7 +38,7 @@ export const OBJECT: OptionSpec = {
   key: 'object',
   long: 'object',
   value: 'OBJDEF',
-  help: "define an object that options refer to: 'secret,id=ID,data=TEXT' or 'secret,id=ID,file=NAME'",
+  help: "define an object that options refer to: 'secret,id=ID,data=TEXT' or 'secret,id=ID,file=NAME', with format=base64, and keyid=ID and iv=BASE64 where it is encrypted itself",
   support: 'acts',
 };
 
