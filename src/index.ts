@@ -26,6 +26,7 @@ export { type CodecsOptions, createCodecs } from './codec/create.ts';
 export { EXTENT, type Extent, ExtentList } from './core/extent.ts';
 export { FlushGate } from './core/flush-gate.ts';
 export {
+  type AmendRun,
   type BackingRecord,
   type CheckFinding,
   type CheckFix,
@@ -87,6 +88,7 @@ export {
 export { type ImageDrivers, type OpenImageOptions, type OpenOptionsInput, openImage } from './image/open.ts';
 export type { ReferencePolicy, ResolvedReference } from './image/references.ts';
 export { MemoryStore, type MemoryStoreOptions } from './storage/memory.ts';
+export { type AmendImageOptions, amendImage } from './tools/amend.ts';
 export { type CheckImageOptions, type CheckReport, checkImage } from './tools/check.ts';
 export { type CommitOptions, type CommitResult, commitImage } from './tools/commit.ts';
 export { type CompareOptions, type CompareResult, compareImages } from './tools/compare.ts';

@@ -12,6 +12,7 @@ import * as create from './image/create.ts';
 import { Image, type NewSnapshot } from './image/image.ts';
 import * as open from './image/open.ts';
 import { fileProtocol } from './storage/file.ts';
+import * as amend from './tools/amend.ts';
 import * as check from './tools/check.ts';
 import * as commit from './tools/commit.ts';
 import * as compare from './tools/compare.ts';
@@ -150,6 +151,16 @@ export function commitImage(name: FileName, options: Preset<commit.CommitOptions
  *  @throws {@link BlockError} as the isomorphic `rebaseImage`. */
 export function rebaseImage(name: FileName, options: Preset<rebase.RebaseOptions>): Promise<rebase.RebaseResult> {
   return rebase.rebaseImage(pathOf(name), { ...presets(), ...options });
+}
+
+/** Changes what an image was created with.
+ *  @throws {@link BlockError} as the isomorphic `amendImage`. */
+export function amendImage(
+  source: FileName | Image,
+  changes: Readonly<Record<string, unknown>>,
+  options: Preset<amend.AmendImageOptions> = {},
+): Promise<void> {
+  return amend.amendImage(sourceOf<Image>(source), changes, { ...presets(), ...options });
 }
 
 /** Makes the data file of an image an image of its own.

@@ -89,6 +89,17 @@ export function resolveOptions<S extends OptionSchema>(schema: S, input: Options
   return result as OptionsOf<S>;
 }
 
+/** Validates `input` as {@link resolveOptions} does, without filling in defaults: what is not given stays so. */
+export function checkOptions<S extends OptionSchema>(schema: S, input: OptionsInput<S>): OptionsInput<S> {
+  const result: Record<string, unknown> = {};
+  for (const [key, value] of Object.entries(input)) {
+    const def = schema[key];
+    if (def === undefined) throw unknownOption(schema, key);
+    if (value !== undefined) result[key] = validate(cliName(key, def), def, value);
+  }
+  return result as OptionsInput<S>;
+}
+
 function validate(name: string, def: OptionDef<unknown>, value: unknown): unknown {
   refuseUnsupported(name, def);
   switch (def.kind) {

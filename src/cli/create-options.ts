@@ -95,16 +95,57 @@ export function createOptionsOf(driver: FormatDriver, withFile: boolean): Create
   const order = ORDER[driver.name] ?? [];
   const rank = (name: string): number => (order.includes(name) ? order.indexOf(name) : order.length);
   const shown = SHOWN_DEFAULTS[driver.name] ?? {};
-  const own = Object.entries(driver.createOptions as OptionSchema)
-    .map(([key, def]): CreateOption => {
-      const name = cliName(key, def);
-      const standard = shown[name];
-      return { name, kind: KINDS[def.kind], help: def.help, ...(standard === undefined ? {} : { standard }) };
+  const own = tableOf(driver.createOptions)
+    .map((option): CreateOption => {
+      const standard = shown[option.name];
+      return standard === undefined ? option : { ...option, standard };
     })
     .filter((option) => option.name !== 'preallocation' || !FILE_PREALLOCATES.includes(driver.name))
     .sort((a, b) => rank(a.name) - rank(b.name));
   const names = new Set(own.map((option) => option.name));
   return withFile ? [...own, ...FILE_OPTIONS.filter((option) => !names.has(option.name))] : own;
+}
+
+function tableOf(schema: OptionSchema): CreateOption[] {
+  return Object.entries(schema).map(([key, def]) => ({
+    name: cliName(key, def),
+    kind: KINDS[def.kind],
+    help: def.help,
+  }));
+}
+
+/** What `amend` can change of images of a format. */
+export function amendOptionsOf(driver: FormatDriver): CreateOption[] {
+  return tableOf(driver.amendOptions ?? {});
+}
+
+/** Reads the options of `amend`.
+ *  @throws {@link Failure} as {@link readCreateOptions}, with a word about options that only creating has. */
+export function readAmendOptions(
+  listed: readonly ListedOption[],
+  driver: FormatDriver,
+  context: { warn(message: string): void },
+  suggest: boolean,
+): Map<string, CreateValue> {
+  const table = amendOptionsOf(driver);
+  try {
+    return readCreateOptions(listed, table, context, suggest);
+  } catch (error) {
+    if (!(error instanceof Failure) || !isReadable(listed, [...table, ...createOptionsOf(driver, false)])) throw error;
+    const name = listed.find((option) => !table.some((known) => known.name === option.name))?.name;
+    const trailer = 'This option is only supported for image creation\n';
+    throw new Failure(`Invalid parameter '${name}'`, { trailer, cause: error });
+  }
+}
+
+function isReadable(listed: readonly ListedOption[], table: readonly CreateOption[]): boolean {
+  try {
+    readCreateOptions(listed, table, { warn: () => undefined }, false);
+    return true;
+  } catch (error) {
+    if (error instanceof Failure) return false;
+    throw error;
+  }
 }
 
 /** Reads the values of a list by the table; the last of equal names counts.
@@ -187,15 +228,24 @@ export function describeCreateOptions(
 /** The text of `-o help`.
  *  @param hasTarget the file is known, so that its options are listed too. */
 export function createOptionHelp(driver: FormatDriver, hasTarget: boolean): string {
-  const types = { str: 'str', size: 'size', bool: 'bool (on/off)', num: 'num' };
-  const lines = createOptionsOf(driver, hasTarget)
-    .map((option) => `  ${`${option.name}=<${types[option.kind]}>`.padEnd(22)} - ${option.help}`)
-    .sort((a, b) => (a < b ? -1 : 1));
+  const lines = helpLines(createOptionsOf(driver, hasTarget));
   const head = hasTarget ? 'Supported options:' : `Supported ${driver.name} options:`;
   const tail = hasTarget
     ? ''
     : '\nThe protocol level may support further options.\nSpecify the target filename to include those options.\n';
   return `${head}\n${lines.join('\n')}\n${tail}`;
+}
+
+/** The text of `amend -o help`. */
+export function amendOptionHelp(driver: FormatDriver): string {
+  return `Amend options for '${driver.name}':\n${helpLines(amendOptionsOf(driver)).join('\n')}\n`;
+}
+
+function helpLines(table: readonly CreateOption[]): string[] {
+  const types = { str: 'str', size: 'size', bool: 'bool (on/off)', num: 'num' };
+  return table
+    .map((option) => `  ${`${option.name}=<${types[option.kind]}>`.padEnd(22)} - ${option.help}`)
+    .sort((a, b) => (a < b ? -1 : 1));
 }
 
 /** Names that the caller gives the driver in another way. */
@@ -204,11 +254,20 @@ const CALLERS_OPTIONS = ['size', 'backing_file', 'backing_fmt'];
 /** The values for the driver, by the names of its schema. Size, backing file and the file's own options are not among them.
  *  Unacceptable values are passed on: the driver says what is wrong with them. */
 export function driverOptions(driver: FormatDriver, values: ReadonlyMap<string, CreateValue>): Record<string, unknown> {
+  const own = new Map([...values].filter(([name]) => !CALLERS_OPTIONS.includes(name)));
+  return bySchema(driver.createOptions, own);
+}
+
+/** The values for `Image.amend`. */
+export function amendments(driver: FormatDriver, values: ReadonlyMap<string, CreateValue>): Record<string, unknown> {
+  return bySchema(driver.amendOptions ?? {}, values);
+}
+
+function bySchema(schema: OptionSchema, values: ReadonlyMap<string, CreateValue>): Record<string, unknown> {
   const result: Record<string, unknown> = {};
-  for (const [key, def] of Object.entries(driver.createOptions as OptionSchema)) {
-    const name = cliName(key, def);
-    const given = values.get(name);
-    if (given === undefined || def.unsupported === true || CALLERS_OPTIONS.includes(name)) continue;
+  for (const [key, def] of Object.entries(schema)) {
+    const given = values.get(cliName(key, def));
+    if (given === undefined || def.unsupported === true) continue;
     result[key] = typeof given.value === 'bigint' ? toNumber(given.value) : given.value;
   }
   return result;

@@ -11,6 +11,7 @@ import { alignDown, alignUp } from '../bytes/align.ts';
 import { type ExtentCursor, mapExtents } from './block-status.ts';
 import type { ExtentList } from './extent.ts';
 import type {
+  AmendRun,
   BackingRecord,
   EngineServices,
   FormatNode,
@@ -243,6 +244,16 @@ export class MappedNode implements BlockNode, EngineServices {
     await this.exclusive(async () => {
       await format.changeBacking?.(backing);
     });
+  }
+
+  /** Changes what the image was created with: see {@link FormatNode.amend}. Runs alone.
+   *  @throws {@link BlockError} READ_ONLY; UNSUPPORTED, reason `engine.amend`; ABORTED. */
+  async amend(options: Readonly<Record<string, unknown>>, run: AmendRun = {}): Promise<void> {
+    this.#checkWritable('amending');
+    throwIfAborted(run.signal);
+    const amend = this.format.amend?.bind(this.format);
+    if (amend === undefined) throw this.#cannot('amend', 'nothing can be amended');
+    await this.exclusive(() => amend(options, run));
   }
 
   /** Drops all that this layer holds, so that it shows its backing file: as the format does it, else range by range. Durable when it ends;

@@ -3,9 +3,11 @@
  *  Invariant: an image whose format was guessed to be raw is never written so that the next probe finds another format. */
 import { BlockError } from '../base/errors.ts';
 import { type JobOptions, Pacer, throwIfAborted } from '../base/job.ts';
+import { checkOptions, type OptionSchema, type OptionsInput } from '../base/options.ts';
 import { MiB } from '../base/sizes.ts';
 import { type Extent, ExtentList } from '../core/extent.ts';
 import type {
+  AmendRun,
   CheckOptions,
   CheckResult,
   FormatDriver,
@@ -55,7 +57,7 @@ export interface NewSnapshot extends Omit<SnapshotRequest, 'dateSeconds' | 'date
 export interface ImageParts {
   readonly node: MappedNode;
   readonly name: string;
-  readonly format: string;
+  readonly driver: FormatDriver;
   readonly readOnly: boolean;
   /** The formats that were probed, when nothing but the one that matches everything did. */
   readonly guessedAmong: readonly FormatDriver[] | undefined;
@@ -91,7 +93,7 @@ export class Image implements AsyncDisposable {
     this.#parts = parts;
     this.node = parts.node;
     this.name = parts.name;
-    this.format = parts.format;
+    this.format = parts.driver.name;
     this.readOnly = parts.readOnly;
     this.backingName = parts.backingName;
     this.backingFormat = parts.backingFormat;
@@ -223,6 +225,21 @@ export class Image implements AsyncDisposable {
       });
     }
     return check.check(options);
+  }
+
+  /** What {@link amend} takes; `undefined` where images of the format cannot be amended. */
+  get amendOptions(): OptionSchema | undefined {
+    return this.#parts.driver.amendOptions;
+  }
+
+  /** Changes what the image was created with, by the TypeScript names of the format's amend options; what is not given stays. The disk's
+   *  content stays too. Running requests end first, later ones wait.
+   *  @throws {@link BlockError} UNSUPPORTED, reason `engine.amend`; READ_ONLY; OPTION for options that the format does not have or accept;
+   *  ABORTED: some of what was asked may have been done, each part whole or not at all. */
+  async amend(options: Readonly<Record<string, unknown>>, run: AmendRun = {}): Promise<void> {
+    const { amendOptions } = this;
+    const checked = amendOptions === undefined ? {} : checkOptions(amendOptions, options as OptionsInput<OptionSchema>);
+    await this.node.amend(checked, run);
   }
 
   /** The snapshots that the image holds of itself, oldest first. */

@@ -168,7 +168,7 @@ class Opening {
     return new Image({
       node,
       name,
-      format: driver.name,
+      driver,
       readOnly,
       guessedAmong: probed?.guessed === true ? among : undefined,
       backingName: this.#backing?.name,

@@ -30,6 +30,7 @@ const WITHOUT: readonly string[] = [
   'pool.not-built',
   'pool.task',
   'pool.worker',
+  'engine.amend',
   'engine.change-backing',
   'engine.compress',
   'engine.compress-align',

@@ -1,5 +1,6 @@
 /** Command lines that the real qemu-img and ours must answer alike: the list, and the images they are about. Data only.
  *  A case is a line; `;` separates commands that run one after the other in the same directory. */
+import { AMEND_CASES } from './change-cases.ts';
 
 import { SECRET_CASES } from './transcript-cases-encryption.ts';
 
@@ -1345,4 +1346,7 @@ export const CASES: readonly (string | Case)[] = [
   'measure -l first -O qcow2 snap.qcow2',
   'measure --output=json -l snapshot.id=2 -O qcow2 snap.qcow2',
   'measure -l third -O qcow2 snap.qcow2',
+
+  // ---- amend
+  ...AMEND_CASES,
 ];

@@ -18,7 +18,12 @@ const WIDTH = 2;
 const STARTED_EACH = 12;
 const MINUTES = 60_000;
 
-const cases: readonly Case[] = CASES.map((entry) => (typeof entry === 'string' ? { line: entry } : entry));
+/** While something is being made: only the lines that match this. */
+const ONLY = new RegExp(process.env['COWDISK_TRANSCRIPTS'] ?? '');
+
+const cases: readonly Case[] = CASES.map((entry) => (typeof entry === 'string' ? { line: entry } : entry)).filter(
+  ({ line }) => ONLY.test(line),
+);
 
 interface Result {
   readonly theirs: string;

@@ -28,6 +28,21 @@ export const QCOW2_TEXTS: Readonly<Record<string, TextRule>> = {
       errno === 'ENOSPC' ? 'No space left on device' : 'Invalid argument'
     }`,
 
+  // resizing and amending
+  'qcow2.resize-unaligned': 'The new size must be a multiple of 512',
+  'qcow2.resize-v2-snapshots': "Can't resize a v2 image which has snapshots",
+  'qcow2.amend-compat': ({ value }) => `Unknown compatibility level ${value}`,
+  'qcow2.amend-data-file': 'data-file can only be set for images that use an external data file',
+  'qcow2.amend-data-file-raw': 'data-file-raw cannot be set on existing images',
+  'qcow2.amend-backing': () => ({
+    text: 'Cannot amend the backing file',
+    hint: "You can use 'qemu-img rebase' instead.\n",
+  }),
+  'qcow2.amend-lazy-refcounts':
+    'Lazy refcounts only supported with compatibility level 1.1 and above (use compat=1.1 or greater)',
+  'qcow2.amend-not-encrypted': "Can't amend encryption options - encryption not present",
+  'qcow2.amend-not-luks': 'Only LUKS encryption options can be amended for qcow2 with LUKS encryption',
+
   // options of opening
   'qcow2.cache-sizes-all': 'cache-size, l2-cache-size and refcount-cache-size may not be set at the same time',
   'qcow2.l2-cache-size': 'l2-cache-size may not exceed cache-size',

@@ -16,6 +16,11 @@ export interface VerbEntry {
 }
 
 const VERBS: Readonly<Record<string, VerbEntry>> = {
+  amend: {
+    summary: 'change what an image was created with',
+    spec: async () => (await import('./amend.ts')).amend,
+    command: async () => (await import('../commands/amend.ts')).runAmend,
+  },
   check: {
     summary: 'look for errors in an image, and repair them',
     spec: async () => (await import('./check.ts')).check,
@@ -75,7 +80,7 @@ const VERBS: Readonly<Record<string, VerbEntry>> = {
 };
 
 /** qemu-img's verbs that are not there yet. */
-export const FUTURE_VERBS = ['amend', 'bench', 'bitmap', 'dd', 'resize'] as const;
+export const FUTURE_VERBS = ['bench', 'bitmap', 'dd', 'resize'] as const;
 
 export const VERB_NAMES: readonly string[] = Object.keys(VERBS);
 

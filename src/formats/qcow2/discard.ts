@@ -26,18 +26,16 @@ export class Discard {
   readonly #state: Qcow2State;
   readonly #tables: L2Tables;
   readonly #hasBacking: boolean;
-  readonly #rawDataFile: boolean;
 
-  constructor(state: Qcow2State, tables: L2Tables, hasBacking: boolean, rawDataFile: boolean) {
+  constructor(state: Qcow2State, tables: L2Tables, hasBacking: boolean) {
     this.#state = state;
     this.#tables = tables;
     this.#hasBacking = hasBacking;
-    this.#rawDataFile = rawDataFile;
   }
 
   /** @see FormatNode.mapZeroes */
   async mapZeroes(offset: number, length: number, options: ZeroOptions): Promise<'done' | 'unsupported'> {
-    if (this.#rawDataFile) {
+    if (this.#state.rawDataFile) {
       // Whoever reads the data file alone must see the zeros too: they are written there, and the mapping stays.
       await this.#state.data.writeZeroes(offset, length, options);
       return 'done';
@@ -75,7 +73,7 @@ export class Discard {
   /** @see FormatNode.unmap */
   async unmap(offset: number, length: number, reveal: 'zero' | 'backing'): Promise<'done' | 'unsupported'> {
     const { header } = this.#state;
-    if (this.#rawDataFile || (header.version < 3 && this.#hasBacking && reveal === 'zero')) return 'unsupported';
+    if (this.#state.rawDataFile || (header.version < 3 && this.#hasBacking && reveal === 'zero')) return 'unsupported';
     const end = offset + length;
     for (let at = offset; at < end; ) {
       const stop = Math.min(end, at + this.#tables.toSliceEnd(at));

@@ -15,7 +15,14 @@ import { QCOW2_MAGIC } from './header-fields.ts';
 import { Qcow2State, type TableMemory } from './image-state.ts';
 import { measureQcow2 } from './measure.ts';
 import { Qcow2Node } from './node.ts';
-import { createOptions, openOptions, type Qcow2OpenOptions, type RuntimeSettings, resolveSettings } from './options.ts';
+import {
+  amendOptions,
+  createOptions,
+  openOptions,
+  type Qcow2OpenOptions,
+  type RuntimeSettings,
+  resolveSettings,
+} from './options.ts';
 import { requireDiskSize, requireSnapshot, requireSnapshotL1 } from './snapshot-entries.ts';
 import { readSnapshotTable, type SnapshotTable } from './snapshot-table.ts';
 
@@ -37,6 +44,7 @@ export const qcow2 = defineFormat({
   },
   openOptions,
   createOptions,
+  amendOptions,
 
   probe({ head }) {
     if (head.length < PROBE_BYTES) return 0;

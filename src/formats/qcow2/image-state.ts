@@ -11,7 +11,7 @@ import type { EngineServices, OpenContext } from '../../core/format.ts';
 import type { BlockNode } from '../../core/node.ts';
 import { ALL_RULES, type SafetyRules } from '../../core/safety.ts';
 import { CacheBudget, TableCache } from '../../core/table-cache.ts';
-import { INCOMPATIBLE } from './features.ts';
+import { AUTOCLEAR, INCOMPATIBLE } from './features.ts';
 import { type Geometry, TABLE_ENTRY_BYTES } from './geometry.ts';
 import { hasDataFile, headerGeometry, type Qcow2Header, writeHeader, writeIncompatible } from './header.ts';
 import { OVERLAP } from './options.ts';
@@ -47,7 +47,7 @@ export class Qcow2State {
   readonly readOnly: boolean;
   readonly unsafe: boolean;
   /** Refcounts need not be right on disk until close: the dirty bit says so. */
-  readonly lazyRefcounts: boolean;
+  lazyRefcounts: boolean;
   readonly rules: SafetyRules;
   readonly metadata = new Mutex();
   readonly fileGate: FlushGate;
@@ -79,6 +79,11 @@ export class Qcow2State {
     this.dataGate = data === undefined ? this.fileGate : new FlushGate(data, context.unsafe);
     this.l2SliceBytes = memory.l2SliceBytes ?? Math.min(this.geometry.clusterSize, L2_SLICE);
     this.caches = this.#newCaches();
+  }
+
+  /** The data file is the disk as it is: it must stay so. */
+  get rawDataFile(): boolean {
+    return this.hasDataFile && (this.header.autoclear & AUTOCLEAR.dataFileRaw) !== 0n;
   }
 
   /** What refcount blocks may take in memory, bytes. */

@@ -6,6 +6,7 @@ import type { MaybePromise, Pending } from '../../base/async.ts';
 import { alignUp } from '../../bytes/align.ts';
 import type { Codecs } from '../../codec/codecs.ts';
 import type {
+  AmendRun,
   BackingRecord,
   CheckFacet,
   EngineServices,
@@ -20,13 +21,14 @@ import type { RunList } from '../../core/run.ts';
 import type { IoOptions, Preallocation, ZeroOptions } from '../../core/store.ts';
 import type { TableCache } from '../../core/table-cache.ts';
 import { Allocator } from './allocator.ts';
+import { amendQcow2, type Qcow2AmendOptions } from './amend.ts';
 import { changeBacking } from './change-backing.ts';
 import { Qcow2Checker } from './checker.ts';
 import { ClusterMap } from './cluster-map.ts';
 import { ClusterWrite } from './cluster-write.ts';
 import { CompressedClusters } from './compressed.ts';
 import { Discard } from './discard.ts';
-import { AUTOCLEAR, INCOMPATIBLE } from './features.ts';
+import { INCOMPATIBLE } from './features.ts';
 import { l1EntriesFor, vmStateOffset } from './geometry.ts';
 import type { Qcow2State } from './image-state.ts';
 import { describeImage } from './info.ts';
@@ -86,14 +88,13 @@ export class Qcow2Node implements FormatNode {
     this.unit = state.geometry.clusterSize;
     this.zeroUnit = state.geometry.subclusterSize;
     this.children = children(state.file, dataFile, backing);
-    const rawDataFile = state.hasDataFile && (state.header.autoclear & AUTOCLEAR.dataFileRaw) !== 0n;
     this.#map = new ClusterMap(state);
     const refcounts = new Refcounts(state);
     const metadata = new MetadataMap(state, refcounts, settings.overlapCheck, placesOf(options.snapshots));
     this.#allocator = new Allocator(state, refcounts, metadata, settings.passDiscard);
     const tables = new L2Tables(state, this.#map, this.#allocator, metadata);
     this.#write = new ClusterWrite(state, tables, this.#allocator, backing?.size ?? 0);
-    this.#discard = new Discard(state, tables, backing !== undefined, rawDataFile);
+    this.#discard = new Discard(state, tables, backing !== undefined);
     this.#compressed = new CompressedClusters(state, tables, this.#allocator, options.codecs);
     this.#resize = new Resize(state, this.#allocator, this.#write, this.#discard, backing?.size ?? 0);
     this.#metadata = metadata;
@@ -194,6 +195,22 @@ export class Qcow2Node implements FormatNode {
 
   changeBacking(backing: BackingRecord | undefined): Promise<void> {
     return changeBacking(this.#state, backing);
+  }
+
+  async amend(options: Qcow2AmendOptions, run: AmendRun): Promise<void> {
+    await amendQcow2(
+      {
+        state: this.#state,
+        snapshots: this.#snapshots,
+        settle: async () => {
+          await this.#flush();
+          await this.#writeTables(true);
+        },
+        resize: (virtualSize) => this.#resize.grow(virtualSize, 'off'),
+      },
+      options,
+      run,
+    );
   }
 
   info(): MaybePromise<FormatInfo> {

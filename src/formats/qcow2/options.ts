@@ -9,11 +9,14 @@ import { COMPATIBLE } from './features.ts';
 import { type Geometry, MIN_CLUSTER_BITS } from './geometry.ts';
 import type { Qcow2Header } from './header.ts';
 
+/** Versions under QEMU's names. */
+const COMPAT_NAMES = { '0.10': 'v2', '1.1': 'v3' } as const;
+
 export const createOptions = defineOptions({
   size: size({ help: 'Virtual disk size' }),
   compat: choice(['v2', 'v3'], {
     default: 'v3',
-    synonyms: { '0.10': 'v2', '1.1': 'v3' },
+    synonyms: COMPAT_NAMES,
     help: 'Compatibility level (v2 [0.10] or v3 [1.1])',
     reason: 'qcow2.compat',
   }),
@@ -36,6 +39,35 @@ export const createOptions = defineOptions({
     reason: 'qcow2.compression-type-option',
   }),
   ...encryptionOptions(),
+});
+
+export const amendOptions = defineOptions({
+  size: createOptions.size,
+  compat: choice(['v2', 'v3'], {
+    synonyms: COMPAT_NAMES,
+    help: createOptions.compat.help,
+    reason: 'qcow2.amend-compat',
+  }),
+  backingFile: createOptions.backingFile,
+  backingFmt: createOptions.backingFmt,
+  dataFile: createOptions.dataFile,
+  dataFileRaw: bool({ help: createOptions.dataFileRaw.help }),
+  lazyRefcounts: bool({ help: createOptions.lazyRefcounts.help }),
+  refcountBits: int({ help: createOptions.refcountBits.help }),
+  encryptState: text({
+    cli: 'encrypt.state',
+    help: 'Select new state of affected keyslots (active/inactive)',
+  }),
+  encryptNewSecret: text({
+    cli: 'encrypt.new-secret',
+    help: 'New secret to set in the matching keyslots. Empty string to erase',
+  }),
+  encryptOldSecret: text({
+    cli: 'encrypt.old-secret',
+    help: 'Select all keyslots that match this password',
+  }),
+  encryptKeyslot: int({ cli: 'encrypt.keyslot', help: 'Select a single keyslot to modify explicitly' }),
+  encryptIterTime: int({ cli: 'encrypt.iter-time', help: 'Time to spend in PBKDF in milliseconds' }),
 });
 
 export type Qcow2CreateOptions = OptionsOf<typeof createOptions>;

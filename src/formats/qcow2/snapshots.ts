@@ -25,6 +25,7 @@ import { nextId, placesOf, requireDiskSize, requireSnapshot, requireSnapshotL1 }
 import {
   encodeSnapshotTable,
   MAX_TABLE_BYTES,
+  MIN_V3_EXTRA_BYTES,
   newSnapshotEntry,
   type SnapshotEntry,
   type SnapshotTable,
@@ -67,6 +68,14 @@ export class Snapshots implements SnapshotFacet {
 
   list(): readonly SnapshotInfo[] {
     return this.#table.entries.map(describeSnapshot);
+  }
+
+  /** Gives every entry what version 3 demands of it. */
+  async completeTable(options: JobOptions = {}): Promise<void> {
+    const { entries } = this.#table;
+    if (entries.every(({ extra }) => extra.length >= MIN_V3_EXTRA_BYTES)) return;
+    const sizes = { l1: [], snapshotTable: this.#encode(entries).length, l2Tables: 0 };
+    await this.#alone(() => this.#change(sizes, options, (change) => this.#replaceTable(change, entries, {})));
   }
 
   async create(request: SnapshotRequest, options: JobOptions = {}): Promise<SnapshotInfo> {
