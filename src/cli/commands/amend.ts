@@ -48,9 +48,9 @@ class Amendment {
 
   async run(): Promise<void> {
     const form = progressForm(this.#cli, progressAsked(this.#given), this.#quiet);
+    const drivers = await loadDrivers(this.#cli.personality, true, this.#given.objects);
     let outcome: 'done' | 'failed' = 'failed';
     try {
-      const drivers = await loadDrivers(this.#cli.personality, false);
       const format = this.#given.value('format');
       if (format !== undefined && asksForHelp(this.#list)) this.#help(drivers, format);
       else
@@ -60,6 +60,7 @@ class Amendment {
         });
       outcome = 'done';
     } finally {
+      await drivers.codecs?.close();
       if (this.#display !== undefined) this.#display.end(outcome);
       // qemu-img ends its line of progress even where it has not begun.
       else if (form === 'qemu' && this.#cli.personality.qemu) this.#cli.out.write('\n');
