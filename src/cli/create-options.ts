@@ -59,6 +59,17 @@ const ORDER: Readonly<Record<string, readonly string[]>> = {
     'lazy_refcounts',
     'refcount_bits',
   ],
+  luks: [
+    'size',
+    'key-secret',
+    'cipher-alg',
+    'cipher-mode',
+    'ivgen-alg',
+    'ivgen-hash-alg',
+    'hash-alg',
+    'iter-time',
+    'detached-header',
+  ],
 };
 
 /** Defaults that QEMU prints; others exist and stay unsaid. */
@@ -81,7 +92,7 @@ const FILE_OPTIONS: readonly CreateOption[] = [
 ];
 
 /** Formats that leave preallocation to the file. */
-const FILE_PREALLOCATES = ['raw'];
+const FILE_PREALLOCATES = ['raw', 'luks'];
 
 /** Options that are accepted without effect, for the reference. */
 export const INERT_CREATE_OPTIONS: Readonly<Record<string, string>> = {

@@ -14,15 +14,16 @@ export async function loadDrivers(
   compression: boolean,
   objects: Objects,
 ): Promise<ImageDrivers> {
-  const [{ qcow2 }, { addCow }, { cow }, { raw }, { fileProtocol }] = await Promise.all([
+  const [{ qcow2 }, { luks }, { addCow }, { cow }, { raw }, { fileProtocol }] = await Promise.all([
     import('../formats/qcow2/driver.ts'),
+    import('../formats/luks/driver.ts'),
     import('../formats/add-cow/driver.ts'),
     import('../formats/cow/driver.ts'),
     import('../formats/raw/driver.ts'),
     import('../storage/file.ts'),
   ]);
-  const qemus: readonly FormatDriver[] = [qcow2, raw];
-  const formats: readonly FormatDriver[] = [qcow2, addCow, cow, raw];
+  const qemus: readonly FormatDriver[] = [qcow2, luks, raw];
+  const formats: readonly FormatDriver[] = [qcow2, luks, addCow, cow, raw];
   const drivers: ImageDrivers = {
     formats,
     probed: personality.qemu ? qemus : formats,

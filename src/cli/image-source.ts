@@ -125,6 +125,7 @@ function fileOf(label: string, options: ReadonlyMap<string, string>, ofFile: rea
 const CONTENT_OPTIONS: Readonly<Record<string, readonly string[]>> = {
   raw: ['offset', 'size'],
   cow: ['layout', 'bitmap-offset', 'data-offset', 'tail'],
+  luks: ['key-secret', 'header'],
 };
 
 function shownName(driver: string | undefined, name: string, options: readonly [string, string][]): string | undefined {

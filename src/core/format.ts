@@ -234,9 +234,11 @@ export type ImageEvent =
 
 /** A file that an image names. */
 export interface Reference {
-  readonly role: 'backing' | 'data' | 'extent';
+  readonly role: 'backing' | 'data' | 'extent' | 'header';
   /** As recorded in the image. */
   readonly name: string;
+  /** The image does not record it: the caller named it, in an option. No policy is asked then, and the name is relative to the working directory. */
+  readonly chosen?: boolean | undefined;
   readonly format?: string | undefined;
   readonly readOnly: boolean;
 }

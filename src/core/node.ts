@@ -3,12 +3,12 @@
 import type { FormatNode } from './format.ts';
 import type { ByteStore } from './store.ts';
 
-/** What a child is to its parent. `file`: metadata (and data, unless there is a data child). */
-export type ChildRole = 'file' | 'data' | 'backing' | 'extent';
+/** What a child is to its parent. `file`: metadata (and data, unless there is a data child). `header`: metadata apart from the file. */
+export type ChildRole = 'file' | 'data' | 'backing' | 'extent' | 'header';
 
 export interface Child {
   readonly role: ChildRole;
-  /** `file`, `backing`, `data-file`, … as QEMU names it. */
+  /** `file`, `backing`, `data-file`, `header`, … as QEMU names it. */
   readonly name: string;
   readonly node: BlockNode;
 }

@@ -107,7 +107,7 @@ export interface OpenImageOptions extends ImageDrivers {
  *  `image.unknown-format` (details `{ format }`): no driver has that name; `image.not-recognised`: nothing matches and raw was not among the formats;
  *  OPTION (details `{ format }`) for open options that the format does not have;
  *  `image.snapshots`, `image.snapshot-read-only`, and NOT_FOUND from the format, for `snapshot`;
- *  `image.backing` / `image.data-file` / `image.extent-file`: a file that the image names could not be opened (details `{ name, file, resolved }`, the
+ *  `image.backing` / `image.data-file` / `image.extent-file` / `image.header-file`: a file that the image names could not be opened (details `{ name, file, resolved }`, the
  *  reason is `cause`); `reference.denied`, `reference.json`, `reference.unprobed`, `chain.cycle`, `chain.depth`. */
 export async function openImage(source: string | BlockNode, options: OpenImageOptions): Promise<Image> {
   const opening = new Opening(options);
@@ -250,10 +250,11 @@ class Opening {
     if (reference.role === 'backing' && !this.#opensBelow(from.depth)) {
       return this.#leaveBacking(reference, override?.target, from);
     }
-    const target = override?.target ?? resolveReference(reference, from.name, this.#options.protocols);
+    const target = override?.target ?? this.#targetOf(reference, from);
     this.#noteBacking(reference, target.resolved, from);
     const asked = { ...reference, resolved: target.resolved, from: from.name };
-    if (override === undefined && decideReference(this.#policy, asked) === 'leave') {
+    const ours = override !== undefined || reference.chosen === true;
+    if (!ours && decideReference(this.#policy, asked) === 'leave') {
       return new UnopenedNode(target.resolved, () => deniedReference(asked, "references: 'layer-only'"));
     }
     try {
@@ -261,6 +262,13 @@ class Opening {
     } catch (error) {
       throw referenceError(error, reference, target, from);
     }
+  }
+
+  #targetOf(reference: Reference, from: Layer): ReferenceTarget {
+    const { name, chosen } = reference;
+    const { protocols } = this.#options;
+    if (chosen === true) return { protocol: protocolOf(name, protocols), resolved: name };
+    return resolveReference(reference, from.name, protocols);
   }
 
   /** Whether the backing file of the layer at `depth` is to be opened. */
@@ -438,6 +446,7 @@ const ROLE_WORDS = {
   backing: { reason: 'image.backing', words: 'backing file' },
   data: { reason: 'image.data-file', words: 'data file' },
   extent: { reason: 'image.extent-file', words: 'extent file' },
+  header: { reason: 'image.header-file', words: 'header file' },
 } as const;
 
 /** Says which image wanted the file; refusals and loops speak for themselves. */

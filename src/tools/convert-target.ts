@@ -3,6 +3,7 @@
  *  Invariants: nothing is touched before every check has passed; an input is never written; what was written in place and is
  *  not whole is told so. */
 import { BlockError, isBlockError } from '../base/errors.ts';
+import { cliName } from '../base/options.ts';
 import type { FormatDriver } from '../core/format.ts';
 import { type BlockNode, childOf } from '../core/node.ts';
 import { type CreatePlan, planCreate } from '../image/create.ts';
@@ -176,7 +177,7 @@ export async function createTarget(plan: CreatePlan, options: ConvertOptions): P
   const file = await TargetFile.open(protocolOf(name, options.protocols), name, { unsafe: isUnsafe(options), signal });
   let made: { discard(): Promise<void> } | undefined;
   try {
-    const openOptions = windowOption(driver, plan.size, file);
+    const openOptions = { ...secretOptions(plan), ...windowOption(driver, plan.size, file) };
     const { backing } = plan;
     made = await plan.format(file.file);
     const image = await openImage(file.file, {
@@ -196,6 +197,15 @@ export async function createTarget(plan: CreatePlan, options: ConvertOptions): P
     await made?.discard();
     throw error;
   }
+}
+
+/** What was created with a secret is opened with the same one: open options whose names say so, as qemu-img picks them. */
+function secretOptions({ driver, options }: CreatePlan): Readonly<Record<string, unknown>> {
+  const result: Record<string, unknown> = {};
+  for (const [key, def] of Object.entries(driver.openOptions)) {
+    if (cliName(key, def).endsWith('key-secret')) result[key] = options[key];
+  }
+  return result;
 }
 
 /** A pipe has no size to tell: the format must be one that can be told.

@@ -94,7 +94,7 @@ describe('a format that is guessed to be raw', () => {
 
   it('is found among the formats of QEMU only, when called qemu-img', async () => {
     const { formats, probed } = await loadDrivers({ program: 'qemu-img', qemu: true }, false, new Objects());
-    expect(probed?.map(({ name }) => name)).toEqual(['qcow2', 'raw']);
+    expect(probed?.map(({ name }) => name)).toEqual(['qcow2', 'luks', 'raw']);
     expect(formats).toEqual(expect.arrayContaining([...(probed ?? [])]));
     const own = await loadDrivers({ program: 'cowdisk', qemu: false }, false, new Objects());
     expect(own.probed).toEqual(own.formats);

@@ -109,10 +109,13 @@ const WITHOUT: readonly string[] = [
   'crypto.pbkdf2',
   'crypto.wiped',
   'luks.byte-order',
+  'luks.device-small',
   'luks.foreign-key',
-  'luks.iter-time',
+  'luks.forward',
   'luks.key-bytes',
+  'luks.locked',
   'luks.rounds',
+  'luks.size',
   'luks.truncated',
 ];
 
@@ -127,6 +130,8 @@ function reasonsThrown(): string[] {
     const text = readFileSync(join(SOURCES, name), 'utf8');
     for (const match of text.matchAll(/reason: '([a-z0-9-]+\.[a-z0-9-]+)'/g)) found.add(match[1] as string);
     for (const match of text.matchAll(/\bfault\(\s*(?:this\.#)?subject,\s*'([a-z0-9-]+)'/g))
+      found.add(`luks.${match[1]}`);
+    for (const match of text.matchAll(/\bluksFault\(\s*'[A-Z_]+',\s*(?:this\.#)?name,\s*'([a-z0-9-]+)'/g))
       found.add(`luks.${match[1]}`);
     for (const match of text.matchAll(/\bbad\(\s*'(slot-[a-z]+)'/g)) found.add(`luks.${match[1]}`);
     if (!/qcow2.(header|header-checks|options|create|extensions)\.ts$/.test(name)) continue;

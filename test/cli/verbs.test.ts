@@ -142,7 +142,7 @@ describe('help', () => {
       expect(status).toBe(0);
       expect(out).toContain(`usage: cowdisk ${name}`);
     }
-    expect((await cli('qemu-img', 'info', '-h')).out).toContain('Supported formats: qcow2 add-cow cow raw\n');
+    expect((await cli('qemu-img', 'info', '-h')).out).toContain('Supported formats: qcow2 luks add-cow cow raw\n');
   });
 
   it('lists every verb', async () => {

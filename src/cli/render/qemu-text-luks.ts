@@ -2,6 +2,7 @@
 import type { TextRule } from './qemu-text.ts';
 
 export const LUKS_TEXTS: Readonly<Record<string, TextRule>> = {
+  'luks.key-secret': ({ option }) => `Parameter '${option ?? 'key-secret'}' is required for cipher`,
   'secret.missing': ({ id }) => `No secret with id '${id}'`,
 
   // the header
@@ -10,7 +11,8 @@ export const LUKS_TEXTS: Readonly<Record<string, TextRule>> = {
   'luks.string': ({ field }) => `LUKS header ${field} is not NUL terminated`,
   'luks.payload': 'LUKS payload is overlapping with the header',
   'luks.digest-iterations': 'LUKS key iteration count is zero',
-  'luks.slot-stripes': ({ slot, value, bound }) => `Keyslot ${slot} is corrupted (stripes ${value} != ${bound})`,
+  'luks.slot-stripes': ({ slot, value, bound }) =>
+    `Keyslot ${slot} is corrupted (stripes ${Number(value) | 0} != ${bound})`,
   'luks.slot-state': ({ slot }) => `Keyslot ${slot} state (active/disable) is corrupted`,
   'luks.slot-iterations': ({ slot }) => `Keyslot ${slot} iteration count is zero`,
   'luks.slot-header': ({ slot }) => `Keyslot ${slot} is overlapping with the LUKS header`,
@@ -27,6 +29,10 @@ export const LUKS_TEXTS: Readonly<Record<string, TextRule>> = {
       : `No ${CIPHER_NAMES[String(cipher)] ?? cipher} cipher with key size ${keyBytes} available`,
   'luks.cipher': ({ cipher, keyBytes }) =>
     typeof keyBytes === 'number' ? `Algorithm '${cipher}' with key size ${keyBytes} bytes not supported` : undefined,
+
+  'luks.iter-time': ({ iterations }) =>
+    `PBKDF iterations ${iterations} too large to scale: Numerical result out of range`,
+  'luks.preallocation': ({ mode }) => `Unsupported preallocation mode: ${mode}`,
 
   // unlocking and key slots
   'luks.password': 'Invalid password, cannot unlock any keyslot',

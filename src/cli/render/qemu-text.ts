@@ -20,6 +20,7 @@ const TEXTS: Readonly<Record<string, TextRule>> = {
   'image.backing': (_, error) => nested('Could not open backing file: ', error),
   'image.data-file': (_, error) => nested('', error),
   'image.extent-file': (_, error) => nested('Could not open extent file: ', error),
+  'image.header-file': (_, error) => nested('', error),
   'image.raw-signature': 'Operation not permitted',
   'image.snapshots': ({ format }) =>
     `Block format '${format}' used by device '' does not support temporarily loading internal snapshots`,

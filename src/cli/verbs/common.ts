@@ -24,7 +24,7 @@ export const CACHE_MODES = ['none', 'writeback', 'writethrough', 'directsync', '
 export type CacheModeName = (typeof CACHE_MODES)[number];
 
 /** The formats of this release, in probe order. */
-export const FORMAT_NAMES = ['qcow2', 'add-cow', 'cow', 'raw'] as const;
+export const FORMAT_NAMES = ['qcow2', 'luks', 'add-cow', 'cow', 'raw'] as const;
 
 export const HELP: OptionSpec = {
   key: 'help',

@@ -1,0 +1,63 @@
+/** luks, the driver: an encrypted disk behind a header with eight key slots. Spec: LUKS on-disk format 1.2.3, as QEMU's driver `luks` has it.
+ *  Opening is: secret → header (in the file, or in one of its own) → key. Opening writes nothing. */
+import { defineFormat, type OpenContext } from '../../core/format.ts';
+import type { BlockNode } from '../../core/node.ts';
+import { type LuksVolume, openLuks } from '../../crypto/luks.ts';
+import { isLuks } from '../../crypto/luks-header.ts';
+import { platformCrypto } from '../../crypto/runtime.ts';
+import type { SectorCipher } from '../../crypto/sector-cipher.ts';
+import { createLuksImage } from './create.ts';
+import { requireKeySecret, subjectOf } from './fault.ts';
+import { measureLuks } from './measure.ts';
+import { LuksNode } from './node.ts';
+import { createOptions, type LuksOpenOptions, openOptions } from './options.ts';
+
+/** @throws {@link BlockError} ENCRYPTED `luks.key-secret`, `luks.password`; NOT_FOUND `secret.missing`; as `parseLuksHeader` and `LuksVolume.unlock`;
+ *  as `openReference` for the header's own file. */
+async function open(context: OpenContext, options: LuksOpenOptions): Promise<LuksNode> {
+  const { name, metadataOnly } = context;
+  const passphrase = metadataOnly === true ? undefined : context.secret(requireKeySecret(options.keySecret, name));
+  try {
+    const header = options.header === undefined ? undefined : await openHeader(context, options.header);
+    const volume = await openLuks(header ?? context.file, platformCrypto, {
+      subject: subjectOf(name),
+      detached: header !== undefined,
+    });
+    const cipher = passphrase === undefined ? undefined : await unlock(volume, passphrase, context.signal);
+    return new LuksNode(context, volume, cipher, header);
+  } finally {
+    passphrase?.fill(0);
+  }
+}
+
+/** The caller named it, so no policy is asked. */
+function openHeader(context: OpenContext, name: string): Promise<BlockNode> {
+  return context.openReference({ role: 'header', name, readOnly: context.readOnly, chosen: true });
+}
+
+async function unlock(
+  volume: LuksVolume,
+  passphrase: Uint8Array,
+  signal: AbortSignal | undefined,
+): Promise<SectorCipher> {
+  const key = await volume.unlock(passphrase, { signal });
+  try {
+    return volume.sectorCipher(key);
+  } finally {
+    key.wipe();
+  }
+}
+
+export const luks = defineFormat({
+  name: 'luks',
+  summary: 'encrypted disks, LUKS version 1, with the header in the file or detached',
+  extensions: ['luks'],
+  // What was never written is what its decryption happens to give.
+  capabilities: { create: true, write: true, backing: false, compress: false, check: false, zeroInit: false },
+  openOptions,
+  createOptions,
+  probe: ({ head }) => (isLuks(head) ? 100 : 0),
+  open,
+  create: createLuksImage,
+  measure: measureLuks,
+});
