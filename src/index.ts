@@ -94,10 +94,12 @@ export { type CommitOptions, type CommitResult, commitImage } from './tools/comm
 export { type CompareOptions, type CompareResult, compareImages } from './tools/compare.ts';
 export {
   type CacheMode,
+  type ConvertInput,
   type ConvertOptions,
   type ConvertResult,
   type ConvertSource,
   type ConvertTarget,
+  type ConvertWindow,
   convertImage,
 } from './tools/convert.ts';
 export { type DetachOptions, type DetachResult, detachImage } from './tools/detach.ts';

@@ -127,15 +127,15 @@ export function measureImage(options: Preset<measure.MeasureOptions>): Promise<M
 /** Converts one or more images into another one.
  *  @throws {@link BlockError} as the isomorphic `convertImage`. */
 export function convertImage(
-  sources: FileName | Image | readonly (FileName | Image | convert.ConvertSource)[],
+  sources: URL | convert.ConvertInput | readonly (URL | convert.ConvertInput)[],
   target: FileName | convert.ConvertTarget,
   options: Preset<convert.ConvertOptions> = {},
 ): Promise<convert.ConvertResult> {
   const list = Array.isArray(sources)
-    ? (sources as readonly (FileName | Image | convert.ConvertSource)[])
-    : [sources as FileName | Image];
+    ? (sources as readonly (URL | convert.ConvertInput)[])
+    : [sources as URL | convert.ConvertInput];
   return convert.convertImage(
-    list.map((source) => sourceOf<Image | convert.ConvertSource>(source)),
+    list.map((source) => sourceOf<Exclude<convert.ConvertInput, string>>(source)),
     typeof target === 'string' || target instanceof URL ? { name: pathOf(target) } : target,
     { ...presets(), ...options },
   );

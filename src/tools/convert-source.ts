@@ -18,7 +18,9 @@ export interface SourcePart {
   readonly image: Image;
   /** Where it begins on the joint disk, bytes. */
   readonly start: number;
+  /** Bytes of it that are taken, and the first of them on the image's own disk. */
   readonly size: number;
+  readonly from: number;
   /** Layers from this depth on are what the target's backing file has. `Infinity`: none. */
   readonly keepDepth: number;
 }
@@ -52,7 +54,7 @@ export class SourceDisk {
     const cursor = this.#cursors[this.#part] as StatusCursor;
     let pending: Pending;
     try {
-      pending = cursor.seek(offset - part.start);
+      pending = cursor.seek(offset - part.start + part.from);
     } catch (error) {
       this.#blind(part, offset, error);
       return undefined;
@@ -98,7 +100,7 @@ export class SourceDisk {
   }
 
   #classify(part: SourcePart, cursor: StatusCursor): void {
-    this.end = part.start + cursor.end;
+    this.end = part.start + Math.min(part.size, cursor.end - part.from);
     if (cursor.depth >= part.keepDepth) this.kind = 'keep';
     else this.kind = cursor.zero ? 'zero' : 'data';
   }
@@ -115,7 +117,7 @@ export class SourceDisk {
   #readPart(part: SourcePart, offset: number, into: Uint8Array, options?: IoOptions): Pending {
     let pending: Pending;
     try {
-      pending = part.image.node.read(offset - part.start, into, options);
+      pending = part.image.node.read(offset - part.start + part.from, into, options);
     } catch (error) {
       return this.#rescue(part, offset, into, error);
     }
@@ -152,7 +154,7 @@ function isFinal(error: unknown): boolean {
 function readError(part: SourcePart, offset: number, cause: unknown, what: string): unknown {
   if (!isBlockError(cause) || cause.code === 'ABORTED') return cause;
   const { name } = part.image;
-  const at = offset - part.start;
+  const at = offset - part.start + part.from;
   return new BlockError(cause.code, `"${name}": could not ${what} at offset ${at}: ${cause.message}`, {
     reason: what === 'read' ? 'convert.read' : 'convert.status',
     details: { name, offset: at, errno: cause.details.errno },

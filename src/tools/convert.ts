@@ -29,6 +29,16 @@ export interface ConvertSource extends Pick<OpenImageOptions, 'format' | 'option
   readonly name: string;
 }
 
+/** A part of an open image. Bytes of its disk; what lies past the disk's end is left out. */
+export interface ConvertWindow {
+  readonly image: Image;
+  readonly offset: number;
+  readonly length: number;
+}
+
+/** What can be converted: a name, a name and how it is opened, an open image, or a part of one. Open images stay open. */
+export type ConvertInput = string | ConvertSource | Image | ConvertWindow;
+
 export interface ConvertTarget {
   readonly name: string;
   /** Default `raw`; for `existing` targets: the format it is opened as, probed when not given. */
@@ -95,25 +105,29 @@ const MAX_SPARSE = 16 * MiB;
 /** Converts. A new regular target is written under a temporary name beside it and renamed at the end; an existing one is replaced only then.
  *  Devices, pipes and `existing` targets are written in place.
  *  @throws {@link BlockError} Before anything is touched: OPTION and INVALID_ARGUMENT (`convert.no-input`, `convert.sparse-size`, `convert.parallel`,
- *  `convert.rate`, `convert.compress-unsupported`, `convert.zero-needs-existing`, `convert.options-existing`, `convert.concat-backing`,
+ *  `convert.rate`, `convert.window`, `convert.window-backing`, `convert.compress-unsupported`, `convert.zero-needs-existing`, `convert.options-existing`, `convert.concat-backing`,
  *  `convert.target-is-input`, `convert.target-small`, `convert.no-backing`, those of `planCreate` and `openImage`). Later: `convert.read`, `convert.status`
  *  and `convert.write` (details `{ name, offset }`, cause); `convert.forward` (UNSUPPORTED); when the target was written in place, `details.incomplete`
  *  is true and the message says so. */
 export async function convertImage(
-  sources: readonly (string | ConvertSource | Image)[],
+  sources: readonly ConvertInput[],
   target: ConvertTarget,
   options: ConvertOptions,
 ): Promise<ConvertResult> {
   checkArguments(sources, target, options);
   const opened: Image[] = [];
   try {
-    const images: Image[] = [];
+    const windows: ConvertWindow[] = [];
     for (const source of sources) {
-      const image = await openSource(source, options);
-      if (!(source instanceof Image)) opened.push(image);
-      images.push(image);
+      if (source instanceof Image) windows.push(wholeOf(source));
+      else if (typeof source === 'object' && 'image' in source) windows.push(cut(source));
+      else {
+        const image = await openSource(source, options);
+        opened.push(image);
+        windows.push(wholeOf(image));
+      }
     }
-    return await convertOpened(images, target, options);
+    return await convertOpened(windows, target, options);
   } finally {
     for (const image of opened) await image.close();
   }
@@ -148,8 +162,23 @@ function refusal(reason: string, message: string, details: Readonly<Record<strin
   return new BlockError('INVALID_ARGUMENT', message, { reason, details });
 }
 
-async function openSource(source: string | ConvertSource | Image, options: ConvertOptions): Promise<Image> {
-  if (source instanceof Image) return source;
+function wholeOf(image: Image): ConvertWindow {
+  return { image, offset: 0, length: image.virtualSize };
+}
+
+/** @throws INVALID_ARGUMENT, reason `convert.window`. */
+function cut({ image, offset, length }: ConvertWindow): ConvertWindow {
+  if (!(Number.isSafeInteger(offset) && offset >= 0 && Number.isSafeInteger(length) && length >= 0)) {
+    throw refusal('convert.window', `"${image.name}": ${length} bytes at ${offset} are no part of a disk`, {
+      offset,
+      length,
+    });
+  }
+  const from = Math.min(offset, image.virtualSize);
+  return { image, offset: from, length: Math.min(length, image.virtualSize - from) };
+}
+
+async function openSource(source: string | ConvertSource, options: ConvertOptions): Promise<Image> {
   const { formats, probed, protocols, codecs, secrets, references, probeBacking, cacheBytes, signal, onEvent } =
     options;
   const {
@@ -178,10 +207,11 @@ async function openSource(source: string | ConvertSource | Image, options: Conve
 }
 
 async function convertOpened(
-  images: readonly Image[],
+  windows: readonly ConvertWindow[],
   target: ConvertTarget,
   options: ConvertOptions,
 ): Promise<ConvertResult> {
+  const images = windows.map(({ image }) => image);
   const inputs = new Set<string>();
   for (const image of images) await identitiesOf(image.node, inputs);
   let unreadable = 0;
@@ -189,7 +219,7 @@ async function convertOpened(
     unreadable += length;
     options.onSalvage?.(offset, length, error);
   };
-  const parts = await partsOf(images, target, options);
+  const parts = await partsOf(windows, target, options);
   const source = new SourceDisk(parts, options.salvage === true ? { onLoss } : undefined);
   const open = await openTarget(target, source.size, inputs, options);
   try {
@@ -218,17 +248,27 @@ async function openTarget(
 
 /** With a backing file, what a source has from the same file (or, where it has other files, from below its own layer) is kept. */
 async function partsOf(
-  images: readonly Image[],
+  windows: readonly ConvertWindow[],
   target: ConvertTarget,
   options: ConvertOptions,
 ): Promise<SourcePart[]> {
+  const moved = windows.find(({ offset }) => offset !== 0);
+  if (target.backing !== undefined && moved !== undefined) {
+    throw refusal(
+      'convert.window-backing',
+      `"${moved.image.name}": only a part from its beginning can have a backing file`,
+      {
+        offset: moved.offset,
+      },
+    );
+  }
   const base = await backingIdentity(target, options);
   const parts: SourcePart[] = [];
   let start = 0;
-  for (const image of images) {
+  for (const { image, offset, length } of windows) {
     const keepDepth = target.backing === undefined ? Number.POSITIVE_INFINITY : await keptFrom(image, base);
-    parts.push({ image, start, size: image.virtualSize, keepDepth });
-    start += image.virtualSize;
+    parts.push({ image, start, size: length, from: offset, keepDepth });
+    start += length;
   }
   return parts;
 }

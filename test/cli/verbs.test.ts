@@ -28,6 +28,7 @@ const QEMU_OPTIONS: Readonly<Record<string, string>> = {
     '--object --image-opts --target-image-opts',
   create:
     '-h --help -q --quiet -f --format -o --options -b --backing -F -B --backing-format -u --backing-unsafe --object',
+  dd: '-h --help -f --format -O --target-format --output-format -U --force-share --object --image-opts',
   info: '-h --help -f --format --output --backing-chain -U --force-share --object --image-opts --limits -t --cache',
   map: '-h --help -f --format -s --start-offset -l --max-length --output -U --force-share --object --image-opts',
   measure:

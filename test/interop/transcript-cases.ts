@@ -2,6 +2,7 @@
  *  A case is a line; `;` separates commands that run one after the other in the same directory. */
 import { AMEND_CASES } from './change-cases.ts';
 
+import { DD_CASES } from './transcript-cases-dd.ts';
 import { SECRET_CASES } from './transcript-cases-encryption.ts';
 
 /** Images that cases may name, and the commands of the real tools that make them, in order. `dir` is an empty directory. */
@@ -472,6 +473,7 @@ export const CASES: readonly (string | Case)[] = [
   'create --object iothread,id=x x 1M',
   'create --object secret,help',
   ...SECRET_CASES,
+  ...DD_CASES,
 
   // ---- create: backing files
   'create -f qcow2 -b a.qcow2 x.qcow2',

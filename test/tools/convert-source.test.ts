@@ -11,7 +11,7 @@ function filled(length: number, value: number): Uint8Array {
 }
 
 function part(image: Image, start: number): SourcePart {
-  return { image, start, size: image.virtualSize, keepDepth: Number.POSITIVE_INFINITY };
+  return { image, start, size: image.virtualSize, from: 0, keepDepth: Number.POSITIVE_INFINITY };
 }
 
 describe('several sources', () => {

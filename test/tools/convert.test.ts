@@ -196,6 +196,56 @@ describe('converting', () => {
     await expectSame(files, 'a', 'b');
   });
 
+  it('takes a part of an open image, cut at its end', async () => {
+    const files = new MemoryFiles();
+    files.add('a', scattered(5, 300 * KiB));
+    await using a = await open(files, 'a', { format: 'raw' });
+    const all = await contentOf(a);
+    for (const [offset, length] of [
+      [0, 1],
+      [70_001, 130_003],
+      [299 * KiB, 5 * KiB],
+      [300 * KiB, 7],
+      [2 ** 40, 512],
+    ] as const) {
+      await convert(files, { image: a, offset, length }, { name: 'b', format: 'qcow2' });
+      const part = all.subarray(offset, offset + length);
+      // Disks are whole sectors.
+      const whole = new Uint8Array(Math.ceil(part.length / 512) * 512);
+      whole.set(part);
+      expect(Buffer.compare(await content(files, 'b'), whole)).toBe(0);
+    }
+    await convert(files, [{ image: a, offset: 512, length: 1024 }, a], 'c');
+    expect(Buffer.compare((await content(files, 'c')).subarray(0, 1024), all.subarray(512, 1536))).toBe(0);
+    expect(Buffer.compare((await content(files, 'c')).subarray(1024), all)).toBe(0);
+  });
+
+  it.each([
+    [-1, 5],
+    [0.5, 5],
+    [0, Number.NaN],
+    [0, -1],
+  ])('refuses %d and %d as offset and length of a part', async (offset, length) => {
+    const files = new MemoryFiles();
+    files.add('a', scattered(5, 64 * KiB));
+    await using a = await open(files, 'a', { format: 'raw' });
+    await expect(convert(files, { image: a, offset, length }, 'b')).rejects.toMatchObject({ reason: 'convert.window' });
+    expect(files.log.filter((line) => line.endsWith(' b'))).toEqual([]);
+  });
+
+  it('refuses a backing file for what is moved: the two would lie apart', async () => {
+    const files = new MemoryFiles();
+    files.add('a', scattered(5, 64 * KiB));
+    files.add('base', scattered(6, 64 * KiB));
+    await using a = await open(files, 'a', { format: 'raw' });
+    const target = { name: 'b', format: 'qcow2', backing: { name: 'base', format: 'raw' } };
+    await expect(convert(files, { image: a, offset: 512, length: 512 }, target)).rejects.toMatchObject({
+      reason: 'convert.window-backing',
+    });
+    await convert(files, { image: a, offset: 0, length: 32 * KiB }, target);
+    expect((await content(files, 'b')).length).toBe(32 * KiB);
+  });
+
   it('can make the new disk larger, never smaller', async () => {
     const files = new MemoryFiles();
     await make(files, 'a', { size: MiB }, [[0, 10, 1]]);

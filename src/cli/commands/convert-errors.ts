@@ -98,6 +98,22 @@ export class ConvertErrors {
     return this.framed(name, driver.name, describeCreation(this.#cli, name, error).text, error);
   }
 
+  /** The failure of creating the target of `dd`. */
+  creating(name: string, driver: FormatDriver, error: unknown): unknown {
+    if (!isBlockError(error) || error.code === 'INTERNAL') return error;
+    if (!this.#cli.personality.qemu) return new Failure(error.message, { cause: error });
+    const tooBig = error.code === 'TOO_LARGE' && error.reason !== 'raw.device-small';
+    const text = tooBig ? tooLarge(driver) : describeCreation(this.#cli, name, error).text;
+    return this.creatingText(name, text, error);
+  }
+
+  creatingText(name: string, text: string, cause?: unknown): Failure {
+    const line = this.#cli.personality.qemu
+      ? `${name}: error while creating output image: ${text}`
+      : `${name}: ${text}`;
+    return new Failure(line, { cause });
+  }
+
   /** QEMU's frame of such failures. */
   framed(name: string, format: string, text: string, cause?: unknown): Failure {
     const line = this.#cli.personality.qemu ? `${name}: error while converting ${format}: ${text}` : `${name}: ${text}`;

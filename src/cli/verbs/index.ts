@@ -46,6 +46,11 @@ const VERBS: Readonly<Record<string, VerbEntry>> = {
     spec: async () => (await import('./create.ts')).create,
     command: async () => (await import('../commands/create.ts')).runCreate,
   },
+  dd: {
+    summary: 'copy a part of an image into a new one, counted in blocks',
+    spec: async () => (await import('./dd.ts')).dd,
+    command: async () => (await import('../commands/dd.ts')).runDd,
+  },
   detach: {
     summary: 'make the data file of an image a disk of its own',
     only: 'cowdisk',
@@ -80,7 +85,7 @@ const VERBS: Readonly<Record<string, VerbEntry>> = {
 };
 
 /** qemu-img's verbs that are not there yet. */
-export const FUTURE_VERBS = ['bench', 'bitmap', 'dd', 'resize'] as const;
+export const FUTURE_VERBS = ['bench', 'bitmap', 'resize'] as const;
 
 export const VERB_NAMES: readonly string[] = Object.keys(VERBS);
 
