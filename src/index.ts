@@ -33,6 +33,7 @@ export {
   type CheckOptions,
   type CheckResult,
   type CreateContext,
+  type DiscardMode,
   defineFormat,
   type FormatCapabilities,
   type FormatDriver,

@@ -42,6 +42,18 @@ export async function sleep(ms: number, signal?: AbortSignal): Promise<void> {
   throwIfAborted(signal);
 }
 
+/** The longest time that a timer can be set to, milliseconds. */
+const LONGEST_TIMER = 2 ** 31 - 1;
+
+/** Runs `task` once, `ms` milliseconds from now (24 days at most), unless the function returned is called before. Keeps no process alive. */
+export function later(ms: number, task: () => void): () => void {
+  const timer: unknown = setTimeout(task, Math.min(ms, LONGEST_TIMER));
+  // Browsers have plain numbers.
+  if (typeof timer === 'object' && timer !== null && 'unref' in timer && typeof timer.unref === 'function')
+    timer.unref();
+  return () => clearTimeout(timer as Parameters<typeof clearTimeout>[0]);
+}
+
 /** Tells when synchronous work has run long enough to owe the event loop a turn. */
 export class Pacer {
   readonly #budgetMs: number;

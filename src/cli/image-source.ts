@@ -1,6 +1,7 @@
 /** What an image argument means: a file name, options (`--image-opts`) or `json:{…}`. Only the simple forms: one format over one
  *  file; everything else of QEMU's graph by options is refused by name. Opens nothing.
  *  Invariants: messages name the argument as given; output shows the plain file name unless an option changes what is read. */
+import type { DiscardMode } from '../core/format.ts';
 import { Failure } from './failure.ts';
 import { parseOptionList } from './option-list.ts';
 import { compactJson, type JsonValue } from './render/json.ts';
@@ -17,6 +18,10 @@ export interface ImageSource {
   readonly format: string | undefined;
   /** Open options of the format as given, by QEMU's names. */
   readonly options: ReadonlyMap<string, string>;
+  /** `discard=…`. */
+  readonly discard?: DiscardMode | undefined;
+  /** `data-file.filename=…`: the data file, whatever the image records. */
+  readonly dataFile?: string | undefined;
 }
 
 /** @param format `-f`.
@@ -89,7 +94,7 @@ function flatten(prefix: string, object: Readonly<Record<string, unknown>>, into
 }
 
 /** Options of the file that change nothing here: there are no locks yet, and one way of doing I/O. */
-const INERT_FILE_OPTIONS = ['file.locking', 'file.aio'];
+const INERT_FILE_OPTIONS = ['locking', 'aio'];
 
 function fromOptions(label: string, options: ReadonlyMap<string, string>): ImageSource {
   const driver = options.get('driver');
@@ -105,18 +110,51 @@ function fromOptions(label: string, options: ReadonlyMap<string, string>): Image
     );
   }
   const name = fileOf(label, options, ofFile);
-  const rest = [...options].filter(([key]) => key !== 'driver' && !key.startsWith('file.'));
-  return { label, name, shown: shownName(driver, name, rest), format: driver, options: new Map(rest) };
+  const rest = [...options].filter(([key]) => !isOfGraph(key));
+  return {
+    label,
+    name,
+    shown: shownName(driver, name, rest),
+    format: driver,
+    options: new Map(rest),
+    discard: discardOf(label, options),
+    dataFile: dataFileOf(label, options),
+  };
 }
 
-function fileOf(label: string, options: ReadonlyMap<string, string>, ofFile: readonly [string, string][]): string {
-  const fileDriver = options.get('file.driver') ?? 'file';
+/** Not options of the format. */
+function isOfGraph(key: string): boolean {
+  return key === 'driver' || key === 'discard' || key.startsWith('file.') || key.startsWith('data-file.');
+}
+
+function discardOf(label: string, options: ReadonlyMap<string, string>): DiscardMode | undefined {
+  const mode = options.get('discard');
+  if (mode === undefined) return undefined;
+  if (mode === 'unmap' || mode === 'on') return 'unmap';
+  if (mode === 'ignore' || mode === 'off') return 'ignore';
+  throw refuse(label, 'Invalid discard option');
+}
+
+function dataFileOf(label: string, options: ReadonlyMap<string, string>): string | undefined {
+  const given = [...options].filter(([key]) => key.startsWith('data-file.'));
+  if (given.length === 0) return undefined;
+  return fileOf(label, options, given, 'data-file');
+}
+
+function fileOf(
+  label: string,
+  options: ReadonlyMap<string, string>,
+  ofFile: readonly [string, string][],
+  child = 'file',
+): string {
+  const fileDriver = options.get(`${child}.driver`) ?? 'file';
   if (fileDriver !== 'file') throw refuse(label, `driver '${fileDriver}' below a format is not supported yet`);
   for (const [key] of ofFile) {
-    if (key === 'file.driver' || key === 'file.filename' || INERT_FILE_OPTIONS.includes(key)) continue;
-    throw refuse(label, `Block protocol 'file' doesn't support the option '${key.slice(5)}'`);
+    const option = key.slice(child.length + 1);
+    if (option === 'driver' || option === 'filename' || INERT_FILE_OPTIONS.includes(option)) continue;
+    throw refuse(label, `Block protocol 'file' doesn't support the option '${option}'`);
   }
-  const name = options.get('file.filename');
+  const name = options.get(`${child}.filename`);
   if (name === undefined || name === '') throw refuse(label, "The 'file' block driver requires a file name");
   return name;
 }

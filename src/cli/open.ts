@@ -23,6 +23,8 @@ export interface OpenChoices {
   readonly lookAt?: ReferencePolicy;
   /** `--with-backing`: stands for the backing file that the image records. */
   readonly backing?: { readonly name: string; readonly format: string } | undefined;
+  /** `--with-data-file`: stands for the data file that the image records. */
+  readonly dataFile?: string | undefined;
   /** `--open-option`. */
   readonly openOptions?: readonly ListedOption[];
   /** `--cow-layout`. */
@@ -67,6 +69,8 @@ export function openOptionsOf(
     readOnly: choices.readOnly ?? true,
     options: (driver) => ({ ...formatOptions(driver, source), ...ownOptions(driver, source, choices) }),
     backing: choices.backing,
+    dataFile: named(choices.dataFile ?? source.dataFile),
+    discard: source.discard,
     snapshot: choices.snapshot,
     references: choices.references ?? 'allow',
     lookAt: choices.lookAt,
@@ -74,6 +78,10 @@ export function openOptionsOf(
     signal: cli.signal,
     onEvent: (event) => reportEvent(cli, event, choices.quiet),
   };
+}
+
+function named(name: string | undefined): { readonly name: string } | undefined {
+  return name === undefined ? undefined : { name };
 }
 
 /** Reading without locks next to a writer makes sense; writing so does not.

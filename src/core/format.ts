@@ -267,6 +267,10 @@ export interface Standalone {
   readonly format: string;
 }
 
+/** What becomes of discards. `unmap`: the space goes back to whoever holds the file; `ignore`: nothing, a discard is a hint; not given: the layer
+ *  drops what it maps there, and uses the space for itself. */
+export type DiscardMode = 'unmap' | 'ignore';
+
 /** Passwords and keys, by the ids that options refer to (`encrypt.key-secret`).
  *  @returns a copy, which the caller wipes
  *  @throws {@link BlockError} NOT_FOUND, reason `secret.missing`, details `{ id }`. */
@@ -283,6 +287,8 @@ export interface OpenContext {
   readonly metadataOnly?: boolean;
   /** Nothing need be durable before the last flush: no order of writes is kept (convert's default target). */
   readonly unsafe: boolean;
+  /** What the caller wants of discards: `unmap` gives space back to the file below, where the format's own options do not say otherwise. */
+  readonly discard?: DiscardMode | undefined;
   /** For the tests that prove each rule by its absence. */
   readonly rules?: SafetyRules;
   /** Open the content of this snapshot instead of the disk. Then `readOnly` is true and `forCheck` is not; only for formats whose

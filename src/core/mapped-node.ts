@@ -13,6 +13,7 @@ import type { ExtentList } from './extent.ts';
 import type {
   AmendRun,
   BackingRecord,
+  DiscardMode,
   EngineServices,
   FormatNode,
   SnapshotFacet,
@@ -43,6 +44,8 @@ export interface MappedNodeOptions {
   /** What messages and `map` call the node. */
   readonly name: string;
   readonly rules?: SafetyRules;
+  /** Default: as the format has it. */
+  readonly discard?: DiscardMode | undefined;
 }
 
 /** Told of every guest change before it is made, failed ones included: dirty bitmaps. Bytes. */
@@ -59,6 +62,7 @@ export class MappedNode implements BlockNode, EngineServices {
   readonly observers = new Set<WriteObserver>();
   readonly epochs = new Epochs();
   readonly #rules: SafetyRules;
+  readonly #ignoresDiscards: boolean;
   readonly #backing: BlockNode | undefined;
   readonly #reader: GuestReader;
   readonly #writer: GuestWriter;
@@ -72,6 +76,7 @@ export class MappedNode implements BlockNode, EngineServices {
     this.driver = format.format;
     this.format = format;
     this.#rules = options.rules ?? ALL_RULES;
+    this.#ignoresDiscards = options.discard === 'ignore';
     this.#backing = childOf(format, 'backing');
     this.#reader = new GuestReader(format, this.#backing, this.epochs);
     this.#writer = new GuestWriter(format, this.#reader, {
@@ -179,7 +184,7 @@ export class MappedNode implements BlockNode, EngineServices {
     const end = offset + length === this.size ? alignUp(this.size, format.unit) : offset + length;
     const innerStart = alignUp(offset, format.unit);
     const innerEnd = alignDown(end, format.unit);
-    if (format.unmap === undefined || innerStart >= innerEnd) return undefined;
+    if (this.#ignoresDiscards || format.unmap === undefined || innerStart >= innerEnd) return undefined;
     if (this.#barrier !== undefined) return this.#afterBarrier(() => this.discard(offset, length, options));
     this.#observe(offset, length);
     return this.#counted(this.#writer.unmap(innerStart, innerEnd - innerStart, 'zero'));

@@ -8,7 +8,7 @@
  *  - orders point one way only: table → what it refers to. The opposite order throws INTERNAL instead of deadlocking. */
 import { isPromise, type MaybePromise, type Pending } from '../base/async.ts';
 import { assert, BlockError, hex } from '../base/errors.ts';
-import { Pacer } from '../base/job.ts';
+import { later } from '../base/job.ts';
 import { alignDown } from '../bytes/align.ts';
 import type { FlushGate } from './flush-gate.ts';
 import type { Durability } from './in-flight.ts';
@@ -69,8 +69,7 @@ export interface TableCacheOptions {
   validate?(table: Table): void;
   /** Overlap check. */
   beforeWrite?(offset: number, length: number): Pending;
-  /** Clean tables that nobody has asked for in this time are dropped, milliseconds; 0 or not given: never. Looked at when a table is
-   *  loaded: there is no timer. */
+  /** Clean tables that nobody has asked for in this time, and twice that at most, are dropped, milliseconds; 0 or not given: never. */
   readonly cleanEveryMs?: number;
   readonly loadEvent?: BlockEvent;
   readonly writeEvent?: BlockEvent;
@@ -139,7 +138,9 @@ export class TableCache implements Durability {
   /** Caches and stores that changes are ordered after, and the mark that applies to changes made from now on. */
   readonly #afterCaches: { readonly cache: TableCache; mark: number }[] = [];
   readonly #afterGates: { readonly gate: FlushGate; mark: number }[] = [];
-  readonly #cleaning: Pacer | undefined;
+  readonly #cleanEveryMs: number;
+  /** Set while there is something that could be dropped. */
+  #stopCleaning: (() => void) | undefined;
   #hand: IterableIterator<Slot> | undefined;
   #generation = 0;
   #writtenGeneration = 0;
@@ -156,8 +157,7 @@ export class TableCache implements Durability {
     this.tableSize = options.tableSize;
     this.#options = options;
     this.#rules = options.rules ?? ALL_RULES;
-    const { cleanEveryMs = 0 } = options;
-    this.#cleaning = cleanEveryMs > 0 ? new Pacer(cleanEveryMs) : undefined;
+    this.#cleanEveryMs = options.cleanEveryMs ?? 0;
   }
 
   /** Rises with every change. */
@@ -361,6 +361,7 @@ export class TableCache implements Durability {
       }
     }
     this.#writtenGeneration = Math.max(this.#writtenGeneration, upTo);
+    if (copies.length > 0) this.#cleanLater();
   }
 
   async #writeCopy({ offset, bytes }: Copy): Promise<void> {
@@ -392,6 +393,7 @@ export class TableCache implements Durability {
     for (const loading of this.#loading.values()) loading.cancelled = true;
     this.#loading.clear();
     this.#writtenGeneration = this.#generation;
+    this.stop();
   }
 
   /** Ends the cache's use: its tables have been replaced by others that are durable, so whatever was ordered after them is free to go. */
@@ -420,7 +422,6 @@ export class TableCache implements Durability {
     assert(alignDown(offset, this.tableSize) === offset, `${this.name}: ${hex(offset)} is no table offset`);
     const running = this.#loading.get(offset);
     if (running?.promise !== undefined && this.#rules.singleFlight) return running.promise;
-    if (this.#cleaning?.due === true) this.#dropUnused(this.#cleaning);
     if (!this.#evictFor()) this.#startBackgroundWriteBack();
     const slot = this.#take(offset);
     const loading: Loading = { cancelled: false, promise: undefined };
@@ -482,6 +483,7 @@ export class TableCache implements Durability {
     }
     this.#slots.set(slot.offset, slot);
     slot.recent = true;
+    this.#cleanLater();
     return slot;
   }
 
@@ -496,16 +498,31 @@ export class TableCache implements Durability {
     slot.dirtyEnd = 0;
   }
 
-  #dropUnused(cleaning: Pacer): void {
-    cleaning.restart();
+  #cleanLater(): void {
+    if (this.#cleanEveryMs > 0) this.#stopCleaning ??= later(this.#cleanEveryMs, () => this.#dropUnused());
+  }
+
+  #dropUnused(): void {
+    this.#stopCleaning = undefined;
+    let more = false;
     for (const slot of this.#slots.values()) {
-      if (slot.recent || slot.pins > 0 || slot.dirtyEnd > 0) slot.recent = false;
-      else {
+      if (slot.recent || slot.pins > 0) slot.recent = false;
+      else if (slot.dirtyEnd === 0) {
         this.#slots.delete(slot.offset);
         this.#giveBack(slot);
         this.#evictions++;
+        continue;
       }
+      more ||= slot.dirtyEnd === 0;
     }
+    // Changed tables can only go once they have been written: that is when the next look is due.
+    if (more) this.#cleanLater();
+  }
+
+  /** No look at what nobody uses is taken any more: the image is closed. */
+  stop(): void {
+    this.#stopCleaning?.();
+    this.#stopCleaning = undefined;
   }
 
   get #overBudget(): boolean {

@@ -9,6 +9,7 @@ import { MiB } from '../base/sizes.ts';
 import type { Codecs } from '../codec/codecs.ts';
 import { createCodecs } from '../codec/create.ts';
 import type {
+  DiscardMode,
   FormatDriver,
   ImageEvent,
   OpenContext,
@@ -74,6 +75,8 @@ export interface OpenImageOptions extends ImageDrivers {
   /** The backing file of this image, whatever the image records: its recorded name is usually from another machine. Not asked of
    *  `references`, because the caller names it. Relative to the working directory. */
   readonly backing?: { readonly name: string; readonly format: string } | undefined;
+  /** The data file of this image, whatever the image records; on the same terms as `backing`. Where only facts are asked for, none is opened. */
+  readonly dataFile?: { readonly name: string } | undefined;
   /** Which files a format may look at (size, time of change) without opening them. Default: as `references`. */
   readonly lookAt?: ReferencePolicy | undefined;
   /** Backing files without a recorded format are probed, as qemu-img does. Default false: what a guest wrote into a raw
@@ -91,6 +94,8 @@ export interface OpenImageOptions extends ImageDrivers {
   readonly metadataOnly?: boolean | undefined;
   /** Open what this snapshot holds instead of the disk; `readOnly` only. The layers below are those of the disk. */
   readonly snapshot?: SnapshotSelector | undefined;
+  /** What becomes of discards: see {@link DiscardMode}. Default: the image drops what it maps there. */
+  readonly discard?: DiscardMode | undefined;
   /** What the image is called in messages, and where the names in it start from; the name of `source` when not given. */
   readonly name?: string | undefined;
   /** For the tests that prove each rule of the write path by its absence. */
@@ -140,8 +145,8 @@ class Opening {
   /** Everything opened by name, in that order. */
   readonly #opened: BlockNode[] = [];
   #backing: { readonly name: string | undefined; readonly format: string | undefined } | undefined;
-  /** Names that the image records, for which the caller's choice of a backing file stands. Those met once the image is open are new ones. */
-  readonly #overridden = new Set<string>();
+  /** Names that the image records, for which the caller's choice of a file stands. Those met once the image is open are new ones. */
+  readonly #overridden = { backing: new Set<string>(), data: new Set<string>() };
   #isOpen = false;
 
   constructor(options: OpenImageOptions) {
@@ -163,7 +168,7 @@ class Opening {
     const driver = known ?? (probed as { readonly driver: FormatDriver }).driver;
     requireSnapshots(this.#options, driver, name);
     const node = await this.#openLayer(layer, driver, options ?? {}, forCheck === true, unsafe === true);
-    requireOverrideUsed(this.#options.backing, this.#overridden.size > 0, name);
+    requireOverridesUsed(this.#options, this.#overridden, name);
     this.#isOpen = true;
     return new Image({
       node,
@@ -220,7 +225,7 @@ class Opening {
     forCheck: boolean,
     unsafe: boolean,
   ): Promise<MappedNode> {
-    const { signal, metadataOnly, rules } = this.#options;
+    const { signal, metadataOnly, rules, discard } = this.#options;
     throwIfAborted(signal);
     const context: OpenContext = {
       file: layer.file,
@@ -229,6 +234,7 @@ class Opening {
       forCheck,
       metadataOnly: metadataOnly === true,
       unsafe,
+      discard,
       ...(rules === undefined ? {} : { rules }),
       snapshot: layer.depth === 1 ? this.#options.snapshot : undefined,
       cache: this.#budget,
@@ -240,7 +246,7 @@ class Opening {
       signal,
     };
     const format = await driver.open(context, resolveFor(driver, layer.name, options));
-    return mappedNode(format, { name: layer.name, ...(rules === undefined ? {} : { rules }) });
+    return mappedNode(format, { name: layer.name, discard, ...(rules === undefined ? {} : { rules }) });
   }
 
   /** The one way from an image to another file. */
@@ -282,16 +288,20 @@ class Opening {
     this.#backing = { name: resolved, format: reference.format === '' ? undefined : reference.format };
   }
 
-  /** The caller's backing file in place of the recorded one. */
+  /** The caller's file in place of the recorded one. */
   #overrideOf(
     recorded: Reference,
     from: Layer,
   ): { readonly reference: Reference; readonly target: ReferenceTarget } | undefined {
-    const { backing, protocols } = this.#options;
-    if (backing === undefined || recorded.role !== 'backing' || from.depth !== 1) return undefined;
-    if (!this.#isOpen) this.#overridden.add(recorded.name);
-    else if (!this.#overridden.has(recorded.name)) return undefined;
-    const { name, format } = backing;
+    const { backing, dataFile, metadataOnly, protocols } = this.#options;
+    if ((recorded.role !== 'backing' && recorded.role !== 'data') || from.depth !== 1) return undefined;
+    const chosen = recorded.role === 'backing' ? backing : metadataOnly === true ? undefined : dataFile;
+    if (chosen === undefined) return undefined;
+    const overridden = this.#overridden[recorded.role];
+    if (!this.#isOpen) overridden.add(recorded.name);
+    else if (!overridden.has(recorded.name)) return undefined;
+    const { name } = chosen;
+    const format = recorded.role === 'backing' ? backing?.format : recorded.format;
     return {
       reference: { ...recorded, name, format },
       target: { protocol: protocolOf(name, protocols), resolved: name },
@@ -413,13 +423,24 @@ function requireSnapshots(
   }
 }
 
-/** @throws INVALID_ARGUMENT, reason `image.backing-override`. */
-function requireOverrideUsed(backing: OpenImageOptions['backing'], used: boolean, name: string): void {
-  if (backing === undefined || used) return;
-  throw new BlockError('INVALID_ARGUMENT', `"${name}": has no backing file that "${backing.name}" could stand for`, {
-    reason: 'image.backing-override',
-    details: { name, backing: backing.name },
-  });
+/** @throws INVALID_ARGUMENT, reasons `image.backing-override`, `image.data-file-override`. */
+function requireOverridesUsed(
+  { backing, dataFile, metadataOnly }: OpenImageOptions,
+  used: { readonly backing: ReadonlySet<string>; readonly data: ReadonlySet<string> },
+  name: string,
+): void {
+  if (backing !== undefined && used.backing.size === 0) {
+    throw new BlockError('INVALID_ARGUMENT', `"${name}": has no backing file that "${backing.name}" could stand for`, {
+      reason: 'image.backing-override',
+      details: { name, backing: backing.name },
+    });
+  }
+  if (dataFile !== undefined && metadataOnly !== true && used.data.size === 0) {
+    throw new BlockError('INVALID_ARGUMENT', `"${name}": has no data file that "${dataFile.name}" could stand for`, {
+      reason: 'image.data-file-override',
+      details: { name, dataFile: dataFile.name },
+    });
+  }
 }
 
 function keyOf(protocol: string, name: string): string {

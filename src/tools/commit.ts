@@ -60,6 +60,7 @@ export async function commitImage(name: string, options: CommitOptions): Promise
   const overlay = await openImage(name, {
     ...opening(options),
     readOnly: false,
+    discard: options.discard ?? 'unmap',
     openBacking: (found?.depth ?? 1) - 1,
     onEvent: onlyEvents(options, (event) => !isGuess(event)),
   });
@@ -189,9 +190,15 @@ class Commit {
 
   async #openBase(): Promise<Image> {
     const { name, format } = this.#plan;
-    const { backing: _, options: __, lookAt, ...common } = opening(this.#options);
+    const { backing: _, dataFile: __, options: ___, lookAt, ...common } = opening(this.#options);
     try {
-      const base = await openImage(name, { ...common, lookAt, format, readOnly: false });
+      const base = await openImage(name, {
+        ...common,
+        lookAt,
+        format,
+        readOnly: false,
+        discard: common.discard ?? 'unmap',
+      });
       try {
         await this.#requireSeparate(base);
         return base;

@@ -83,6 +83,8 @@ export async function openExisting(
     format,
     options: openOptions,
     readOnly: false,
+    // Where zeros go, space may come back.
+    discard: 'unmap',
     references: options.references,
   });
   try {

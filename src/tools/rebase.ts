@@ -52,6 +52,7 @@ export async function rebaseImage(name: string, options: RebaseOptions): Promise
     ...opening(options),
     lookAt: lookingAt(options),
     readOnly: false,
+    discard: options.discard ?? 'unmap',
     ...(recordOnly === true ? { openBacking: false, metadataOnly: true } : {}),
   });
   try {

@@ -1,5 +1,5 @@
 import { afterEach, describe, expect, it, vi } from 'vitest';
-import { Pacer, throwIfAborted, yieldMacrotask } from '../../src/base/job.ts';
+import { later, Pacer, throwIfAborted, yieldMacrotask } from '../../src/base/job.ts';
 
 afterEach(() => {
   vi.restoreAllMocks();
@@ -25,6 +25,28 @@ describe('a turn of the event loop', () => {
     expect(order).toEqual([]);
     await yieldMacrotask();
     expect(order).toEqual(['other']);
+  });
+});
+
+describe('a task for later', () => {
+  it('is run once when its time has come, and not when it was called off; times of months are cut', () => {
+    vi.useFakeTimers({ toFake: ['setTimeout', 'clearTimeout'] });
+    try {
+      let runs = 0;
+      later(1000, () => runs++);
+      const stop = later(500, () => runs++);
+      stop();
+      vi.advanceTimersByTime(999);
+      expect(runs).toBe(0);
+      vi.advanceTimersByTime(5000);
+      expect(runs).toBe(1);
+      // Without the cut a timer of that length would run at once.
+      later(1000 * 2 ** 32, () => runs++);
+      vi.advanceTimersByTime(1_000_000);
+      expect(runs).toBe(1);
+    } finally {
+      vi.useRealTimers();
+    }
   });
 });
 

@@ -63,6 +63,22 @@ describe('what an image argument means', () => {
   });
 
   it.each([
+    ['on', 'unmap'],
+    ['unmap', 'unmap'],
+    ['off', 'ignore'],
+    ['ignore', 'ignore'],
+  ])('takes discard=%s for %s, and no option of the format (Q-071)', (given, mode) => {
+    const source = parseImageSource(`driver=qcow2,file.filename=a,discard=${given}`, options);
+    expect(source).toMatchObject({ discard: mode, dataFile: undefined, options: new Map() });
+  });
+
+  it('takes the data file by name (M-24)', () => {
+    const text = '{"driver":"qcow2","file":{"filename":"a"},"data-file":{"driver":"file","filename":"b"}}';
+    expect(parseImageSource(`json:${text}`, plain)).toMatchObject({ name: 'a', dataFile: 'b', options: new Map() });
+    expect(parseImageSource('driver=qcow2,file.filename=a,data-file.filename=b', options).dataFile).toBe('b');
+  });
+
+  it.each([
     ['a.qcow2', options, "Could not open 'a.qcow2': Cannot find device='a.qcow2' nor node-name='a.qcow2'"],
     ['filename=a', options, "Could not open 'filename=a': Must specify either driver or file"],
     ['driver=qcow2', options, `Could not open 'driver=qcow2': A block device must be specified for "file"`],
@@ -70,6 +86,9 @@ describe('what an image argument means', () => {
     ['driver=file,filename=a', options, "driver 'file' without a format above it is not supported"],
     ['driver=raw,file.filename=a,file.foo=x', options, "Block protocol 'file' doesn't support the option 'foo'"],
     ['driver=raw,file.filename=', options, "The 'file' block driver requires a file name"],
+    ['driver=qcow2,file.filename=a,discard=some', options, 'Invalid discard option'],
+    ['driver=qcow2,file.filename=a,data-file.driver=nbd', options, "driver 'nbd' below a format is not supported yet"],
+    ['driver=qcow2,file.filename=a,data-file.foo=1', options, "Block protocol 'file' doesn't support the option 'foo'"],
     ['json:{bad', plain, "Could not parse the JSON options: JSON parse error, invalid keyword 'bad'"],
     ['json:{', plain, 'Could not parse the JSON options: JSON parse error, premature EOI'],
     ['json:', plain, 'Could not parse the JSON options: Expecting a JSON value'],

@@ -679,23 +679,58 @@ describe('new and forgotten tables', () => {
 });
 
 describe('a table cache with a cleaning interval', () => {
-  it('drops clean tables that nobody asked for in that time, and keeps changed and used ones', async () => {
-    const clock = vi.spyOn(performance, 'now').mockReturnValue(0);
+  it('drops clean tables that nobody asked for in that time, and keeps changed and used ones (Q-082)', async () => {
+    vi.useFakeTimers({ toFake: ['setTimeout', 'clearTimeout'] });
+    try {
+      const { cache, budget } = rig({ cleanEveryMs: 1000 });
+      const held = () => budget.used / SIZE;
+      for (const table of [0, 1, 2, 3]) await cache.load(table * SIZE);
+      await change(cache, 1, 0, 99);
+      const lease = await cache.lease(3 * SIZE);
+      vi.advanceTimersByTime(1000);
+      expect(held()).toBe(4);
+      cache.peek(2 * SIZE);
+      vi.advanceTimersByTime(1000);
+      expect(held()).toBe(3);
+      lease.release();
+      vi.advanceTimersByTime(1000);
+      // The changed one is left: nothing to look at until it is written.
+      expect(held()).toBe(1);
+      expect(vi.getTimerCount()).toBe(0);
+      expect(cache.peek(SIZE)?.bytes[0]).toBe(99);
+      await cache.writeBack();
+      vi.advanceTimersByTime(2000);
+      expect(held()).toBe(0);
+      expect(vi.getTimerCount()).toBe(0);
+    } finally {
+      vi.useRealTimers();
+    }
+  });
+
+  it('of 0 never looks (Q-082)', async () => {
+    vi.useFakeTimers({ toFake: ['setTimeout', 'clearTimeout'] });
+    try {
+      const { cache } = rig({ cleanEveryMs: 0 });
+      await cache.load(0);
+      expect(vi.getTimerCount()).toBe(0);
+    } finally {
+      vi.useRealTimers();
+    }
+  });
+
+  it('looks no more once it is stopped, or all its tables are forgotten (Q-082)', async () => {
+    vi.useFakeTimers({ toFake: ['setTimeout', 'clearTimeout'] });
     try {
       const { cache } = rig({ cleanEveryMs: 1000 });
-      for (const table of [0, 1, 2]) await cache.load(table * SIZE);
-      await change(cache, 1, 0, 99);
-      clock.mockReturnValue(1500);
-      await cache.load(3 * SIZE);
-      expect([0, 1, 2, 3].map((table) => cache.peek(table * SIZE) !== undefined)).toEqual([true, true, true, true]);
-      clock.mockReturnValue(2600);
-      await cache.load(4 * SIZE);
-      cache.peek(2 * SIZE);
-      clock.mockReturnValue(3700);
-      await cache.load(5 * SIZE);
-      expect([0, 1, 2].map((table) => cache.peek(table * SIZE) !== undefined)).toEqual([false, true, true]);
+      await cache.load(0);
+      cache.stop();
+      expect(vi.getTimerCount()).toBe(0);
+      await cache.load(SIZE);
+      expect(vi.getTimerCount()).toBe(1);
+      cache.forgetAll();
+      expect(vi.getTimerCount()).toBe(0);
     } finally {
-      clock.mockRestore();
+      vi.useRealTimers();
     }
   });
 });

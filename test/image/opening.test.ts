@@ -158,3 +158,32 @@ describe('the backing file', () => {
     await expect(open(files, 'c1', { backing })).rejects.toMatchObject({ reason: 'image.backing-override' });
   });
 });
+
+describe('a data file', () => {
+  it('can be another one than the recorded one, which no policy is asked about (M-05, M-24)', async () => {
+    const files = new MemoryFiles();
+    await make(files, 'a', { size: 64 * KiB, options: { dataFile: 'recorded' } }, [[0, 4 * KiB, 7]]);
+    files.add('moved', files.bytes('recorded'));
+    files.files.delete('recorded');
+    await expect(open(files, 'a', { references: 'allow' })).rejects.toMatchObject({ reason: 'image.data-file' });
+    const dataFile = { name: 'moved' };
+    await using image = await open(files, 'a', { dataFile, readOnly: false });
+    expect((await image.read(0, 1))[0]).toBe(7);
+    await image.write(0, Uint8Array.of(9));
+    await image.flush();
+    expect(files.bytes('moved')[0]).toBe(9);
+    // The record stays.
+    expect((await image.info()).specific?.data['data-file']).toBe('recorded');
+  });
+
+  it('that is given for an image without one is refused; where only facts are asked for, none is opened (M-09, M-24)', async () => {
+    const files = new MemoryFiles();
+    await make(files, 'c1', { size: 64 * KiB });
+    const dataFile = { name: 'other' };
+    files.add('other', new Uint8Array(64 * KiB));
+    await expect(open(files, 'c1', { dataFile })).rejects.toMatchObject({ reason: 'image.data-file-override' });
+    await using facts = await open(files, 'c1', { dataFile, metadataOnly: true });
+    expect(new Set(files.open)).toEqual(new Set(['c1']));
+    expect(facts.virtualSize).toBeGreaterThan(0);
+  });
+});

@@ -1,7 +1,7 @@
 /** Small qcow2 images in memory, and a look at their tables, for the unit tests of the room. */
 import { resolveOptions } from '../../src/base/options.ts';
 import { ExtentList } from '../../src/core/extent.ts';
-import type { ImageEvent, OpenContext } from '../../src/core/format.ts';
+import type { DiscardMode, ImageEvent, OpenContext } from '../../src/core/format.ts';
 import { type MappedNode, mappedNode } from '../../src/core/mapped-node.ts';
 import type { BlockNode } from '../../src/core/node.ts';
 import { RunList } from '../../src/core/run.ts';
@@ -37,18 +37,22 @@ export interface OpenDiskOptions {
   readonly dataFile?: BlockNode;
   readonly forCheck?: boolean;
   readonly metadataOnly?: boolean;
+  readonly discard?: DiscardMode;
+  /** Between the image and its file. */
+  readonly around?: (file: BlockNode) => BlockNode;
   readonly options?: Parameters<typeof resolveOptions<typeof qcow2.openOptions>>[1];
 }
 
 export async function openDisk(file: MemoryStore, options: OpenDiskOptions = {}): Promise<OpenedDisk> {
   const events: ImageEvent[] = [];
   const context: OpenContext = {
-    file,
+    file: options.around?.(file) ?? file,
     name: 'disk',
     readOnly: options.readOnly ?? false,
     forCheck: options.forCheck ?? false,
     metadataOnly: options.metadataOnly ?? false,
     unsafe: false,
+    discard: options.discard,
     cache: new CacheBudget(1 << 20),
     codecs,
     secret: secretsOf(undefined),
@@ -60,7 +64,7 @@ export async function openDisk(file: MemoryStore, options: OpenDiskOptions = {})
     report: (event) => void events.push(event),
   };
   const format = await qcow2.open(context, resolveOptions(qcow2.openOptions, options.options ?? {}));
-  return { file, node: mappedNode(format, { name: 'disk' }), events };
+  return { file, node: mappedNode(format, { name: 'disk', discard: options.discard }), events };
 }
 
 /** Closes the disk, checks it, and gives its bytes back as a new store. */

@@ -116,7 +116,7 @@ export function commonChoices(given: Scanned): OpenChoices {
   return { references: referencePolicy(given), forceShare: given.has('force-share'), quiet: given.has('quiet') };
 }
 
-/** {@link commonChoices} and what is said of one image: `--with-backing`, `--open-option`, `--cow-layout`. @throws {@link Failure} */
+/** {@link commonChoices} and what is said of one image: `--with-backing`, `--with-data-file`, `--open-option`, `--cow-layout`. @throws {@link Failure} */
 export function openChoices(given: Scanned): OpenChoices {
   const backing = given.value('with-backing');
   if (backing === undefined && given.has('with-backing-format')) {
@@ -126,6 +126,7 @@ export function openChoices(given: Scanned): OpenChoices {
     ...commonChoices(given),
     openOptions: given.all('open-option').map(nameAndValue),
     layout: given.value('cow-layout'),
+    dataFile: given.value('with-data-file'),
     backing: backing === undefined ? undefined : { name: backing, format: given.value('with-backing-format') ?? 'raw' },
   };
 }

@@ -52,6 +52,7 @@ export const QCOW2_TEXTS: Readonly<Record<string, TextRule>> = {
   'qcow2.l2-cache-too-big': 'L2 cache size too big',
   'qcow2.refcount-cache-too-big': 'Refcount cache size too big',
   'qcow2.cache-clean-interval': 'Cache clean interval too big',
+  'qcow2.discard-no-unref': 'discard-no-unref is only supported since qcow2 version 3',
   'qcow2.lazy-refcounts': 'Lazy refcounts require a qcow2 image with at least qemu 1.1 compatibility level',
   'qcow2.overlap-check': ({ value }) =>
     `Unsupported value '${value}' for qcow2 option 'overlap-check'. Allowed are any of the following: none, constant, cached, all`,

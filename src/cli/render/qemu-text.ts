@@ -19,6 +19,7 @@ const TEXTS: Readonly<Record<string, TextRule>> = {
   'image.not-recognised': () => 'Image format could not be determined',
   'image.backing': (_, error) => nested('Could not open backing file: ', error),
   'image.data-file': (_, error) => nested('', error),
+  'image.data-file-override': "'data-file' can only be set for images with an external data file",
   'image.extent-file': (_, error) => nested('Could not open extent file: ', error),
   'image.header-file': (_, error) => nested('', error),
   'image.raw-signature': 'Operation not permitted',

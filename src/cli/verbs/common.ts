@@ -161,6 +161,15 @@ export function openingOptions(which = 'the image'): readonly OptionSpec[] {
       only: 'cowdisk',
     },
     {
+      key: 'with-data-file',
+      moreLong: ['with-data-file'],
+      value: 'FILE',
+      names: 'file',
+      help: `the external data file of ${which}, whatever it records`,
+      support: 'acts',
+      only: 'cowdisk',
+    },
+    {
       key: 'open-option',
       moreLong: ['open-option'],
       value: 'NAME=VALUE',

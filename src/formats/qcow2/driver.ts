@@ -67,7 +67,7 @@ async function openQcow2(context: OpenContext, options: Qcow2OpenOptions): Promi
       { reason: 'qcow2.encrypted', details: { encryption: header.encryption } },
     );
   }
-  const settings = resolveSettings(options, header, headerGeometry(header), name, false);
+  const settings = resolveSettings(options, header, headerGeometry(header), name, context.discard === 'unmap');
   const dataFile = await openDataFile(header, context);
   const backing = await openBacking(header, context);
   // A check reads the table itself, and leniently.

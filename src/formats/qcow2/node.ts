@@ -94,7 +94,12 @@ export class Qcow2Node implements FormatNode {
     this.#allocator = new Allocator(state, refcounts, metadata, settings.passDiscard);
     const tables = new L2Tables(state, this.#map, this.#allocator, metadata);
     this.#write = new ClusterWrite(state, tables, this.#allocator, backing?.size ?? 0);
-    this.#discard = new Discard(state, tables, backing !== undefined);
+    this.#discard = new Discard(state, tables, {
+      hasBacking: backing !== undefined,
+      passRequest: settings.passDiscard.request,
+      keepClusters: settings.discardNoUnref,
+      check: (offset, length) => metadata.check(offset, length),
+    });
     this.#compressed = new CompressedClusters(state, tables, this.#allocator, options.codecs);
     this.#resize = new Resize(state, this.#allocator, this.#write, this.#discard, backing?.size ?? 0);
     this.#metadata = metadata;
@@ -264,7 +269,14 @@ export class Qcow2Node implements FormatNode {
   }
 
   async close(): Promise<void> {
-    if (this.readOnly) return;
+    try {
+      if (!this.readOnly) await this.#leave();
+    } finally {
+      for (const cache of Object.values(this.#state.caches) as TableCache[]) cache.stop();
+    }
+  }
+
+  async #leave(): Promise<void> {
     await this.#flush();
     await this.#writeTables(true);
     // Compressed bytes may end anywhere; readers that ask for whole sectors must find them.

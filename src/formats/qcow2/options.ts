@@ -143,6 +143,11 @@ export const openOptions = defineOptions({
     cli: 'pass-discard-other',
     help: 'Generate discard requests when other clusters are freed',
   }),
+  discardNoUnref: bool({
+    default: false,
+    cli: 'discard-no-unref',
+    help: 'Do not dereference discarded clusters',
+  }),
   overlapCheck: choice(TEMPLATE_NAMES, {
     cli: 'overlap-check',
     reason: 'qcow2.overlap-check',
@@ -183,6 +188,8 @@ export interface RuntimeSettings {
   readonly lazyRefcounts: boolean;
   /** Whether space freed for that cause is discarded in the file below. */
   readonly passDiscard: { readonly request: boolean; readonly snapshot: boolean; readonly other: boolean };
+  /** Clusters that the guest discards or zeroes keep their place in the image. */
+  readonly discardNoUnref: boolean;
   /** Union of {@link OVERLAP} bits. */
   readonly overlapCheck: number;
   readonly l2CacheSize: number;
@@ -202,7 +209,7 @@ const MAX_CACHE_ENTRIES = 0x7fff_ffff;
 
 /** @param unmap whether guest discards reach this node at all (`discard=unmap`); the default of pass-discard-request
  *  @throws {@link BlockError} OPTION, reasons `qcow2.cache-…`, `qcow2.l2-cache-…`, `qcow2.refcount-cache-…`, `qcow2.lazy-refcounts`,
- *  `qcow2.overlap-check-conflict`. */
+ *  `qcow2.discard-no-unref`, `qcow2.overlap-check-conflict`. */
 export function resolveSettings(
   options: Qcow2OpenOptions,
   header: Qcow2Header,
@@ -225,9 +232,15 @@ export function resolveSettings(
   if (lazyRefcounts && header.version < 3) {
     throw optionError(name, 'lazy-refcounts', 'lazy-refcounts needs a version 3 image', { version: header.version });
   }
+  if (options.discardNoUnref && header.version < 3) {
+    throw optionError(name, 'discard-no-unref', 'discard-no-unref needs a version 3 image', {
+      version: header.version,
+    });
+  }
   return {
     ...caches,
     lazyRefcounts,
+    discardNoUnref: options.discardNoUnref,
     overlapCheck: resolveOverlap(options, name),
     passDiscard: {
       request: options.passDiscardRequest ?? unmap,
