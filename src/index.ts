@@ -23,11 +23,16 @@ export {
 export { formatSize, GiB, KiB, MiB, parseSize, TiB } from './base/sizes.ts';
 export type { Codecs } from './codec/codecs.ts';
 export { type CodecsOptions, createCodecs } from './codec/create.ts';
+export { DirtyBitmap, isBitmapGranularity } from './core/dirty-bitmap.ts';
 export { EXTENT, type Extent, ExtentList } from './core/extent.ts';
 export { FlushGate } from './core/flush-gate.ts';
 export {
   type AmendRun,
   type BackingRecord,
+  type BitmapFacet,
+  type BitmapInfo,
+  type BitmapRequest,
+  type ByteRange,
   type CheckFinding,
   type CheckFix,
   type CheckOptions,
@@ -51,6 +56,7 @@ export {
   type SnapshotSelector,
   type Standalone,
   type VmStateFacet,
+  type WriteObserver,
   type WritePlan,
 } from './core/format.ts';
 export { DeferredFrees, type Drop, type Durability } from './core/in-flight.ts';
@@ -90,6 +96,7 @@ export { type ImageDrivers, type OpenImageOptions, type OpenOptionsInput, openIm
 export type { ReferencePolicy, ResolvedReference } from './image/references.ts';
 export { MemoryStore, type MemoryStoreOptions } from './storage/memory.ts';
 export { type AmendImageOptions, amendImage } from './tools/amend.ts';
+export { type BitmapAction, type BitmapOptions, changeBitmap, dirtyExtents, listBitmaps } from './tools/bitmap.ts';
 export { type CheckImageOptions, type CheckReport, checkImage } from './tools/check.ts';
 export { type CommitOptions, type CommitResult, commitImage } from './tools/commit.ts';
 export { type CompareOptions, type CompareResult, compareImages } from './tools/compare.ts';

@@ -4,7 +4,7 @@ import { fileURLToPath } from 'node:url';
 import type { Codecs } from './codec/codecs.ts';
 import { createCodecs } from './codec/create.ts';
 import type { Extent } from './core/extent.ts';
-import type { Measurement, SnapshotInfo, SnapshotSelector } from './core/format.ts';
+import type { BitmapInfo, ByteRange, Measurement, SnapshotInfo, SnapshotSelector } from './core/format.ts';
 import type { BlockNode } from './core/node.ts';
 import type { ByteStore } from './core/store.ts';
 import { ALL_FORMATS } from './formats/all.ts';
@@ -13,6 +13,7 @@ import { Image, type NewSnapshot } from './image/image.ts';
 import * as open from './image/open.ts';
 import { fileProtocol } from './storage/file.ts';
 import * as amend from './tools/amend.ts';
+import * as bitmap from './tools/bitmap.ts';
 import * as check from './tools/check.ts';
 import * as commit from './tools/commit.ts';
 import * as compare from './tools/compare.ts';
@@ -206,6 +207,36 @@ export function deleteSnapshot(
   options: Preset<snapshot.SnapshotOptions> = {},
 ): Promise<void> {
   return snapshot.deleteSnapshot(sourceOf<Image>(source), which, { ...presets(), ...options });
+}
+
+/** The dirty bitmaps of an image, oldest first.
+ *  @throws {@link BlockError} as the isomorphic `listBitmaps`. */
+export function listBitmaps(
+  source: FileName | Image,
+  options: Preset<bitmap.BitmapOptions> = {},
+): Promise<readonly BitmapInfo[]> {
+  return bitmap.listBitmaps(sourceOf<Image>(source), { ...presets(), ...options });
+}
+
+/** Makes, removes or changes a dirty bitmap of an image.
+ *  @throws {@link BlockError} as the isomorphic `changeBitmap`. */
+export function changeBitmap(
+  source: FileName | Image,
+  name: string,
+  actions: readonly bitmap.BitmapAction[],
+  options: Preset<bitmap.BitmapOptions> = {},
+): Promise<void> {
+  return bitmap.changeBitmap(sourceOf<Image>(source), name, actions, { ...presets(), ...options });
+}
+
+/** The parts of the disk that a dirty bitmap marks.
+ *  @throws {@link BlockError} as the isomorphic `dirtyExtents`. */
+export function dirtyExtents(
+  source: FileName | Image,
+  name: string,
+  options: Preset<bitmap.BitmapOptions> = {},
+): AsyncGenerator<ByteRange, void, undefined> {
+  return bitmap.dirtyExtents(sourceOf<Image>(source), name, { ...presets(), ...options });
 }
 
 /** An image for one call: closed afterwards when it was opened for it. */

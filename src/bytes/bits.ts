@@ -45,6 +45,18 @@ function clearOne(bytes: Uint8Array, index: number): number {
   return index + 1;
 }
 
+/** Adds the bits of `from[fromAt, fromAt+length)` to those of `into` from byte `at` on. @returns whether any was set there. */
+export function orBytes(into: Uint8Array, at: number, from: Uint8Array, fromAt: number, length: number): boolean {
+  let any = false;
+  for (let i = 0; i < length; i++) {
+    const byte = from[fromAt + i] as number;
+    if (byte === 0) continue;
+    any = true;
+    into[at + i] = (into[at + i] as number) | byte;
+  }
+  return any;
+}
+
 /** End of the run of bits equal to bit `start`, not past `end`; steps over uniform words and bytes whole.
  *  @param view the same memory as `bytes` */
 export function findRunEnd(bytes: Uint8Array, view: DataView, start: number, end: number): number {

@@ -164,6 +164,14 @@ function optionValue(label: string, name: string, kind: string, text: string): u
   });
 }
 
+const LEAKS_REMEDY = "Some clusters may be leaked, run 'qemu-img check -r' on the image file to fix.";
+
+/** QEMU's own words for a warning; its last line has no end. */
+const SAID_BY_QEMU: Readonly<Record<string, string>> = {
+  'qcow2.bitmaps-stale': `a program lacking bitmap support modified this file, so all bitmaps are now considered inconsistent\n${LEAKS_REMEDY}`,
+  'qcow2.bitmaps-stale-v2': `This qcow2 v2 image contains bitmaps, but they may have been modified by a program without persistent bitmap support; so now they must all be considered inconsistent\n${LEAKS_REMEDY}`,
+};
+
 /** What happens to an image while it is open, as far as people must know it. */
 export function reportEvent(cli: Cli, event: ImageEvent, quiet = false): void {
   // QEMU says nothing of backing files whose format it guesses.
@@ -179,8 +187,11 @@ export function reportEvent(cli: Cli, event: ImageEvent, quiet = false): void {
         `qcow2: Image is corrupt: ${event.message}; further non-fatal corruption events will be suppressed\n`,
       );
     }
-  } else if (event.type === 'warning') cli.warn(event.message);
-  else if (!cli.personality.qemu) cli.warn(event.message);
+  } else if (event.type === 'warning') {
+    const said = cli.personality.qemu ? SAID_BY_QEMU[event.reason] : undefined;
+    if (said === undefined) cli.warn(event.message);
+    else cli.err.write(`${cli.personality.program}: warning: ${said}`);
+  } else if (!cli.personality.qemu) cli.warn(event.message);
 }
 
 /** Warns of an image whose format was guessed to be raw. QEMU does so only when it is going to be written. */

@@ -94,6 +94,7 @@ export interface FormatNode {
   readonly check?: CheckFacet;
   readonly snapshots?: SnapshotFacet | undefined;
   readonly vmState?: VmStateFacet | undefined;
+  readonly bitmaps?: BitmapFacet | undefined;
 }
 
 export interface AmendRun extends JobOptions {
@@ -101,8 +102,12 @@ export interface AmendRun extends JobOptions {
   readonly force?: boolean | undefined;
 }
 
+/** Told of every guest change before it is made, failed ones included: dirty bitmaps. Bytes. */
+export type WriteObserver = (offset: number, length: number) => void;
+
 /** What the engine lends a format. */
 export interface EngineServices {
+  readonly observers: Set<WriteObserver>;
   /** Which requests run: deferred frees ask it. */
   readonly epochs: EpochSource;
   /** Guest bytes under the present mapping, for rewrites inside the format. */
@@ -173,6 +178,53 @@ export interface SnapshotFacet {
   /** Makes the disk what it was, its size included; the snapshot stays. */
   apply(which: SnapshotSelector, options?: JobOptions): Promise<void>;
   delete(which: SnapshotSelector, options?: JobOptions): Promise<void>;
+}
+
+/** A part of a disk, bytes. */
+export interface ByteRange {
+  readonly offset: number;
+  readonly length: number;
+}
+
+/** A persistent dirty bitmap: which parts of the disk were changed since it was made or cleared. */
+export interface BitmapInfo {
+  readonly name: string;
+  /** Bytes of the disk for one bit: a power of two, 512 to 2 GiB. */
+  readonly granularity: number;
+  /** Records changes. */
+  readonly enabled: boolean;
+  /** Was not written back when the image was last open for writing: it cannot be used, only removed. */
+  readonly inconsistent: boolean;
+}
+
+/** A bitmap that is to be made; it begins with nothing marked. */
+export interface BitmapRequest {
+  /** 1 to 1023 bytes of UTF-8. */
+  readonly name: string;
+  /** Default: the unit of the image, but 4 KiB at least and 64 KiB at most. */
+  readonly granularity?: number | undefined;
+  /** Whether it records changes. Default true. */
+  readonly enabled?: boolean | undefined;
+}
+
+/** Records, kept in the image, of what guests change. While the image is open for writing the file says that they are not to be trusted;
+ *  what is called here reaches the file, and is durable, when the image is closed. Changes are called alone, inside `exclusive`; errors leave
+ *  everything as it was.
+ *  @throws {@link BlockError} NOT_FOUND for a name that no bitmap has; INVALID_ARGUMENT for what cannot be recorded; UNSUPPORTED where
+ *  this image cannot have bitmaps; TOO_LARGE; CORRUPT, also for the use of an inconsistent one. */
+export interface BitmapFacet {
+  /** Oldest first. */
+  list(): Promise<readonly BitmapInfo[]>;
+  add(request: BitmapRequest): Promise<void>;
+  remove(name: string): Promise<void>;
+  /** Marks nothing any more. */
+  clear(name: string): Promise<void>;
+  /** Whether it records changes from now on. */
+  setEnabled(name: string, enabled: boolean): Promise<void>;
+  /** Marks what `ranges` touch as well; the disk they are of must have the size of this one. */
+  merge(name: string, ranges: AsyncIterable<ByteRange>): Promise<void>;
+  /** The dirty parts in order, none touching the next. Of a bitmap that records, those of one moment only where nobody writes. */
+  dirty(name: string): AsyncIterable<ByteRange>;
 }
 
 /** Room for the state of a machine, mapped like the disk and behind its end. */
@@ -337,6 +389,8 @@ export interface FormatCapabilities {
   readonly zeroInit: boolean;
   /** Images hold snapshots of themselves, which can be opened. Default false. */
   readonly snapshots?: boolean;
+  /** Images hold dirty bitmaps. Default false. */
+  readonly bitmaps?: boolean;
 }
 
 /** Space an image would need, in bytes of its file. */

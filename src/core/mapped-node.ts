@@ -13,6 +13,7 @@ import type { ExtentList } from './extent.ts';
 import type {
   AmendRun,
   BackingRecord,
+  BitmapFacet,
   DiscardMode,
   EngineServices,
   FormatNode,
@@ -22,6 +23,7 @@ import type {
   SnapshotSelector,
   Standalone,
   VmStateFacet,
+  WriteObserver,
 } from './format.ts';
 import { GuestReader } from './guest-reader.ts';
 import { GuestWriter } from './guest-writer.ts';
@@ -47,9 +49,6 @@ export interface MappedNodeOptions {
   /** Default: as the format has it. */
   readonly discard?: DiscardMode | undefined;
 }
-
-/** Told of every guest change before it is made, failed ones included: dirty bitmaps. Bytes. */
-export type WriteObserver = (offset: number, length: number) => void;
 
 export function mappedNode(format: FormatNode, options: MappedNodeOptions): MappedNode {
   return new MappedNode(format, options);
@@ -319,6 +318,14 @@ export class MappedNode implements BlockNode, EngineServices {
     return await this.exclusive(() => change(snapshots));
   }
 
+  /** Changes the dirty bitmaps that the image keeps: see {@link BitmapFacet}. Runs alone. @throws {@link BlockError} READ_ONLY; UNSUPPORTED, reason `engine.bitmaps`. */
+  async changeBitmaps<T>(change: (bitmaps: BitmapFacet) => Promise<T>): Promise<T> {
+    this.#checkWritable('change of a bitmap');
+    const { bitmaps } = this.format;
+    if (bitmaps === undefined) throw this.#cannot('bitmaps', 'cannot hold dirty bitmaps');
+    return await this.exclusive(() => change(bitmaps));
+  }
+
   /** Reads the state of a machine, from byte `offset` of it on. What was never written is zeros, or what the backing file has there.
    *  @throws {@link BlockError} UNSUPPORTED, reason `engine.vm-state`. */
   async readVmState(offset: number, into: Uint8Array, options?: IoOptions): Promise<void> {
@@ -477,7 +484,7 @@ export class MappedNode implements BlockNode, EngineServices {
     const { format } = this.format;
     return new BlockError('UNSUPPORTED', `${format} "${this.name}": ${what}`, {
       reason: `engine.${reason}`,
-      details: { format },
+      details: { format, name: this.name },
     });
   }
 

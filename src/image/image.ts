@@ -8,6 +8,10 @@ import { MiB } from '../base/sizes.ts';
 import { type Extent, ExtentList } from '../core/extent.ts';
 import type {
   AmendRun,
+  BitmapFacet,
+  BitmapInfo,
+  BitmapRequest,
+  ByteRange,
   CheckOptions,
   CheckResult,
   FormatDriver,
@@ -275,6 +279,73 @@ export class Image implements AsyncDisposable {
     await this.node.deleteSnapshot(which, options);
   }
 
+  /** The dirty bitmaps that the image keeps, oldest first. @throws {@link BlockError} CORRUPT for a broken directory of them. */
+  async bitmaps(): Promise<readonly BitmapInfo[]> {
+    return (await this.#formatNode().bitmaps?.list()) ?? [];
+  }
+
+  /** Makes a dirty bitmap, which marks what is changed from now on. This and every other change of bitmaps reaches the file when the image is
+   *  closed.
+   *  @throws {@link BlockError} UNSUPPORTED, reasons `engine.bitmaps`, `qcow2.bitmap-version`; INVALID_ARGUMENT, reasons
+   *  `qcow2.bitmap-name-empty`, `qcow2.bitmap-name-length`, `qcow2.bitmap-granularity`, `qcow2.bitmap-exists`; TOO_LARGE, reasons
+   *  `qcow2.bitmap-too-large`, `qcow2.bitmap-count`, `qcow2.bitmap-directory-limit`; READ_ONLY; then nothing has changed. */
+  async addBitmap(bitmap: BitmapRequest): Promise<void> {
+    await this.node.changeBitmaps((bitmaps) => bitmaps.add(bitmap));
+  }
+
+  /** Drops a bitmap, inconsistent ones too. @throws {@link BlockError} NOT_FOUND, reason `qcow2.bitmap-missing`; as {@link addBitmap}. */
+  async removeBitmap(name: string): Promise<void> {
+    await this.node.changeBitmaps((bitmaps) => bitmaps.remove(name));
+  }
+
+  /** Marks nothing any more. @throws as {@link removeBitmap}; CORRUPT, reason `qcow2.bitmap-inconsistent`. */
+  async clearBitmap(name: string): Promise<void> {
+    await this.node.changeBitmaps((bitmaps) => bitmaps.clear(name));
+  }
+
+  /** From now on it marks changes. @throws as {@link clearBitmap}. */
+  async enableBitmap(name: string): Promise<void> {
+    await this.node.changeBitmaps((bitmaps) => bitmaps.setEnabled(name, true));
+  }
+
+  /** From now on it keeps what it marks. @throws as {@link clearBitmap}. */
+  async disableBitmap(name: string): Promise<void> {
+    await this.node.changeBitmaps((bitmaps) => bitmaps.setEnabled(name, false));
+  }
+
+  /** Marks in the bitmap `into` what the bitmap `from` marks as well, whatever the granularities.
+   *  @param image whose bitmap `from` is; this image when not given. Its disk has the size of this one.
+   *  @throws as {@link clearBitmap}, for both; INVALID_ARGUMENT, reason `image.bitmap-sizes`. */
+  async mergeBitmap(into: string, from: string, image: Image = this): Promise<void> {
+    await this.node.changeBitmaps(async (bitmaps) => {
+      const mark = await requireBitmap(bitmaps, into, this);
+      const source = image.#bitmapFacet(from);
+      const marked = await requireBitmap(source, from, image);
+      // Of inconsistent ones the format tells.
+      const usable = !mark.inconsistent && !marked.inconsistent;
+      if (usable && image.virtualSize !== this.virtualSize) {
+        throw new BlockError(
+          'INVALID_ARGUMENT',
+          `"${this.name}": the disk of bitmap '${from}' has ${image.virtualSize} bytes, this one ${this.virtualSize}: the bitmaps cannot be merged`,
+          { reason: 'image.bitmap-sizes', details: { size: this.virtualSize, other: image.virtualSize } },
+        );
+      }
+      await bitmaps.merge(into, source.dirty(from));
+    });
+  }
+
+  /** What a bitmap marks: parts of the disk in order, none touching the next.
+   *  @throws as {@link clearBitmap}; CORRUPT, reason `qcow2.bitmap-table`. */
+  async *dirtyExtents(bitmap: string): AsyncGenerator<ByteRange, void, undefined> {
+    yield* this.#bitmapFacet(bitmap).dirty(bitmap);
+  }
+
+  #bitmapFacet(bitmap: string): BitmapFacet {
+    const { bitmaps } = this.#formatNode();
+    if (bitmaps !== undefined) return bitmaps;
+    throw missingBitmap(this, bitmap);
+  }
+
   /** Hears events of one type, or `'*'` for all. @returns stops it. */
   on<T extends ImageEvent['type']>(type: T, listener: (event: Extract<ImageEvent, { type: T }>) => void): () => void;
   on(type: '*', listener: (event: ImageEvent) => void): () => void;
@@ -325,6 +396,20 @@ export class Image implements AsyncDisposable {
       { reason: 'image.raw-signature', details: { offset, format: found.driver.name, errno: 'EPERM' } },
     );
   }
+}
+
+/** @throws NOT_FOUND. */
+async function requireBitmap(bitmaps: BitmapFacet, name: string, image: Image): Promise<BitmapInfo> {
+  const found = (await bitmaps.list()).find((bitmap) => bitmap.name === name);
+  if (found === undefined) throw missingBitmap(image, name);
+  return found;
+}
+
+function missingBitmap({ format, name }: Image, bitmap: string): BlockError {
+  return new BlockError('NOT_FOUND', `${format} "${name}": has no bitmap '${bitmap}'`, {
+    reason: 'image.bitmap-missing',
+    details: { bitmap },
+  });
 }
 
 /** Both as one, where nothing but their place differs and the places continue. */

@@ -113,46 +113,6 @@ describeWithQemu('an image with internal snapshots', () => {
   }
 });
 
-describeWithQemu('an image with persistent bitmaps', () => {
-  const here = bench('bitmaps');
-
-  it('loses them with a warning when it is opened for writing, and nothing else', async () => {
-    await here.img('create', '-q', '-f', 'qcow2', '-o', 'cluster_size=4k', 'image', '4M');
-    await here.img('bitmap', '--add', '-g', '512', 'image', 'fine');
-    await here.img('bitmap', '--add', '--disable', 'image', 'frozen');
-    await here.io('image', ['write -P 1 0 64k', 'write -P 2 3M 9k'], '-f', 'qcow2');
-    const before = await here.check('image');
-    expect(faultsOf(before)).toEqual(NONE);
-    const { result: counted } = await checkImage(here.path('image'), { format: 'qcow2' });
-    expect(countersOf(counted)).toEqual(before);
-
-    const untouched = readFileSync(here.path('image'));
-    await (await openImage(here.path('image'), { format: 'qcow2' })).close();
-    expect(readFileSync(here.path('image'))).toEqual(untouched);
-
-    const events: ImageEvent[] = [];
-    const onEvent = (event: ImageEvent) => void events.push(event);
-    const image = await openImage(here.path('image'), { format: 'qcow2', readOnly: false, onEvent });
-    expect(events).toMatchObject([{ type: 'warning', reason: 'qcow2.bitmaps-dropped' }]);
-    await image.write(100, new Uint8Array(5000).fill(7));
-    await image.close();
-
-    const after = await here.check('image');
-    // the bitmaps' clusters: directory, two tables, and the bits of the one that was written
-    expect(faultsOf(after)).toEqual({ corruptions: 0, leaks: 4, errors: 0 });
-    const { result: leaking } = await checkImage(here.path('image'), { format: 'qcow2' });
-    expect(countersOf(leaking)).toEqual(after);
-    const specific = JSON.parse(await here.img('info', '--output=json', 'image'))['format-specific'];
-    expect(specific.data.bitmaps).toBeUndefined();
-    const { result: mended } = await checkImage(here.path('image'), { format: 'qcow2', fix: 'leaks' });
-    expect(mended).toMatchObject({ leaks: 0, leaksFixed: 4 });
-    expect(faultsOf(await here.check('image'))).toEqual(NONE);
-    const bytes = Buffer.alloc(64 * KiB, 1);
-    bytes.fill(7, 100, 5100);
-    expect(firstDifference(await here.bytes('image', 'qcow2', 0, bytes.length), bytes)).toBeUndefined();
-  });
-});
-
 describeWithQemu('an image that was not closed', () => {
   const here = bench('dirty');
 

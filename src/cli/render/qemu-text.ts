@@ -2,6 +2,7 @@
  *  Invariants: a reason that is not here is unknown to QEMU, and the house's sentence is shown; frames such as
  *  `Could not open 'NAME': ` are the caller's. */
 import { type BlockError, ERRNO_TEXT, type ErrorDetails, errnoOf, isBlockError } from '../../base/errors.ts';
+import { BITMAP_TEXTS } from './qemu-text-bitmaps.ts';
 import { LUKS_TEXTS } from './qemu-text-luks.ts';
 import { QCOW2_TEXTS } from './qemu-text-qcow2.ts';
 
@@ -89,6 +90,7 @@ const TEXTS: Readonly<Record<string, TextRule>> = {
   'store.read-only': 'Block node is read-only',
   ...QCOW2_TEXTS,
   ...LUKS_TEXTS,
+  ...BITMAP_TEXTS,
 };
 
 /** The reasons that have a sentence of QEMU's. */

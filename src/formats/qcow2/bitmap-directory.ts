@@ -1,8 +1,9 @@
-/** The bitmap directory: which persistent dirty bitmaps an image has, and where their tables are. Reading only; used by check and info.
+/** The bitmap directory: which persistent dirty bitmaps an image has, and where their tables are. Codec and bounds; where it is written, and
+ *  in which order, is the business of bitmap-store.ts.
  *  Spec: qcow2, "Bitmaps extension", "Bitmap directory", "Bitmap table".
  *  Invariant: an entry that is returned satisfies every constraint; one bad entry makes the whole directory bad, as in QEMU. */
 import { BlockError, hex } from '../../base/errors.ts';
-import { alignUp } from '../../bytes/align.ts';
+import { alignUp, log2Exact } from '../../bytes/align.ts';
 import { struct, u8, u16, u32, u64 } from '../../bytes/struct.ts';
 import type { ByteStore } from '../../core/store.ts';
 import { bitmapEntryHasReserved, entryOffset, hasOffset } from './entries.ts';
@@ -26,14 +27,16 @@ const KNOWN_FLAGS = FLAG_IN_USE + FLAG_AUTO;
 const DIRTY_TRACKING = 1;
 const MIN_GRANULARITY_BITS = 9;
 const MAX_GRANULARITY_BITS = 31;
-const MAX_NAME_BYTES = 1023;
+export const MAX_BITMAP_NAME_BYTES = 1023;
 /** Entries of one bitmap table. */
-const MAX_TABLE_SIZE = 0x800_0000;
+export const MAX_BITMAP_TABLE_SIZE = 0x800_0000;
 /** All clusters of one bitmap. */
-const MAX_BITMAP_BYTES = 0x2000_0000;
+export const MAX_BITMAP_BYTES = 0x2000_0000;
 
 export interface BitmapEntry {
   readonly name: string;
+  /** As it is recorded: not every name is valid UTF-8, and a rewrite must not change it. */
+  readonly rawName: Uint8Array;
   /** Guest bytes per bit. */
   readonly granularity: number;
   /** Was not written back: its bits are not to be trusted. */
@@ -76,7 +79,8 @@ export async function readBitmapDirectory(
       });
     }
     const nameAt = at + DirectoryEntry.size;
-    const bitmap = cString(directory.subarray(nameAt, nameAt + fixed.nameLength));
+    const rawName = directory.slice(nameAt, nameAt + fixed.nameLength);
+    const bitmap = cString(rawName);
     if (!isAcceptable(fixed, virtualSize, clusterSize)) {
       throw fault(
         name,
@@ -87,6 +91,7 @@ export async function readBitmapDirectory(
     }
     entries.push({
       name: bitmap,
+      rawName,
       granularity: 2 ** fixed.granularityBits,
       inUse: fixed.flags % 2 === FLAG_IN_USE,
       auto: fixed.flags >= FLAG_AUTO,
@@ -112,18 +117,44 @@ function isAcceptable(
   const bytes = entry.tableSize * clusterSize;
   return (
     entry.tableSize > 0 &&
-    entry.tableSize <= MAX_TABLE_SIZE &&
+    entry.tableSize <= MAX_BITMAP_TABLE_SIZE &&
     entry.tableOffset > 0 &&
     entry.tableOffset % clusterSize === 0 &&
     entry.granularityBits >= MIN_GRANULARITY_BITS &&
     entry.granularityBits <= MAX_GRANULARITY_BITS &&
     entry.flags <= KNOWN_FLAGS &&
-    entry.nameLength <= MAX_NAME_BYTES &&
+    entry.nameLength <= MAX_BITMAP_NAME_BYTES &&
     entry.type === DIRTY_TRACKING &&
     bytes <= MAX_BITMAP_BYTES &&
     // an inconsistent bitmap may have been left behind by a resize
     (entry.flags % 2 === FLAG_IN_USE || virtualSize <= bytes * 8 * 2 ** entry.granularityBits)
   );
+}
+
+/** Bytes of one entry in the directory. */
+export function directoryEntryBytes(nameBytes: number): number {
+  return alignUp(DirectoryEntry.size + nameBytes, 8);
+}
+
+/** The directory of `entries`, as it is written. */
+export function encodeBitmapDirectory(entries: readonly BitmapEntry[]): Uint8Array {
+  const directory = new Uint8Array(entries.reduce((sum, { rawName }) => sum + directoryEntryBytes(rawName.length), 0));
+  let at = 0;
+  for (const { rawName, granularity, inUse, auto, tableOffset, tableSize } of entries) {
+    const fixed = {
+      tableOffset,
+      tableSize,
+      flags: (inUse ? FLAG_IN_USE : 0) + (auto ? FLAG_AUTO : 0),
+      type: DIRTY_TRACKING,
+      granularityBits: log2Exact(granularity),
+      nameLength: rawName.length,
+      extraLength: 0,
+    };
+    DirectoryEntry.encode(fixed, directory, at);
+    directory.set(rawName, at + DirectoryEntry.size);
+    at += directoryEntryBytes(rawName.length);
+  }
+  return directory;
 }
 
 /** Offset of the cluster that entry `index` of a bitmap table names; 0 for none, `undefined` when the entry is corrupt. */
@@ -134,6 +165,13 @@ export function bitmapClusterAt(table: DataView, index: number, clusterSize: num
   if (!hasOffset(high, low)) return 0;
   const offset = entryOffset(high, low);
   return offset % clusterSize === 0 ? offset : undefined;
+}
+
+/** Whether entry `index`, which names no cluster, stands for bits that are all set. */
+export function isAllOnes(table: DataView, index: number): boolean {
+  const high = table.getUint32(index * TABLE_ENTRY_BYTES);
+  const low = table.getUint32(index * TABLE_ENTRY_BYTES + 4);
+  return !hasOffset(high, low) && low % 2 === 1;
 }
 
 function broken(name: string, offset: number): BlockError {

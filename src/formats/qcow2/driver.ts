@@ -1,15 +1,16 @@
 /** The qcow2 driver: probing, opening, and what the front door needs to know of the format.
  *  Spec: qcow2, versions 2 and 3. Opening is: header → settings → data file → backing file → snapshot table → autoclear bits → repair
  *  of a dirty image → parts. A read-only open writes nothing, whatever it finds.
- *  Write order at open: the header loses unknown autoclear bits, and the bitmaps bit (this writer does not track bitmaps), before any
- *  guest write; a dirty image is repaired before any other write. */
+ *  Write order at open: the header loses unknown autoclear bits, and stale bitmaps, before any guest write; a dirty image is repaired before any
+ *  other write; bitmaps are marked in use last (bitmap-store.ts). */
 import { BlockError } from '../../base/errors.ts';
 import { defineFormat, type OpenContext } from '../../core/format.ts';
 import type { BlockNode } from '../../core/node.ts';
 import { CacheBudget } from '../../core/table-cache.ts';
+import { Bitmaps } from './bitmaps.ts';
 import { repairDirty } from './checker.ts';
 import { createQcow2 } from './create.ts';
-import { AUTOCLEAR, AUTOCLEAR_KNOWN, INCOMPATIBLE } from './features.ts';
+import { AUTOCLEAR_KNOWN, INCOMPATIBLE } from './features.ts';
 import { hasDataFile, headerGeometry, type Qcow2Header, readHeader } from './header.ts';
 import { QCOW2_MAGIC } from './header-fields.ts';
 import { Qcow2State, type TableMemory } from './image-state.ts';
@@ -41,6 +42,7 @@ export const qcow2 = defineFormat({
     check: true,
     zeroInit: true,
     snapshots: true,
+    bitmaps: true,
   },
   openOptions,
   createOptions,
@@ -74,7 +76,8 @@ async function openQcow2(context: OpenContext, options: Qcow2OpenOptions): Promi
   const snapshots = forCheck ? NO_SNAPSHOTS : await readSnapshotTable(file, header, name);
   const seen = context.snapshot === undefined ? header : headerOfSnapshot(header, snapshots, context);
   const state = new Qcow2State(seen, context, dataFile, tableMemory(options, settings));
-  if (!readOnly && !forCheck) await takeOver(state);
+  warnOfStaleBitmaps(state);
+  const bitmaps = readOnly || forCheck ? new Bitmaps(state) : await takeOver(state);
   const allocatedBytes = (await file.status?.())?.allocatedBytes;
   return new Qcow2Node({
     state,
@@ -83,6 +86,7 @@ async function openQcow2(context: OpenContext, options: Qcow2OpenOptions): Promi
     dataFile,
     backing,
     snapshots,
+    bitmaps,
     forCheck,
     isSnapshot: context.snapshot !== undefined,
     allocatedBytes,
@@ -138,18 +142,27 @@ async function openBacking(header: Qcow2Header, context: OpenContext): Promise<B
   });
 }
 
+/** Their autoclear bit is off: a program that does not know bitmaps has written to the image. */
+function warnOfStaleBitmaps(state: Qcow2State): void {
+  if (!state.header.staleBitmaps) return;
+  state.warn(
+    state.header.version < 3 ? 'qcow2.bitmaps-stale-v2' : 'qcow2.bitmaps-stale',
+    'a program that does not know bitmaps has changed the image, so that all its bitmaps are void; what they occupy leaks, until the image is repaired',
+  );
+}
+
 /** What a writer owes the image before its first write. */
-async function takeOver(state: Qcow2State): Promise<void> {
+async function takeOver(state: Qcow2State): Promise<Bitmaps> {
   const { header } = state;
-  const tracked = header.autoclear & AUTOCLEAR_KNOWN & ~AUTOCLEAR.bitmaps;
-  if (tracked !== header.autoclear) {
-    await state.replaceHeader({ ...header, autoclear: tracked });
-    if ((header.autoclear & AUTOCLEAR.bitmaps) !== 0n) {
-      state.warn(
-        'qcow2.bitmaps-dropped',
-        'the image has persistent dirty bitmaps, which are not tracked: they are marked inconsistent before the first write',
-      );
-    }
+  const autoclear = header.autoclear & AUTOCLEAR_KNOWN;
+  if (autoclear !== header.autoclear || header.staleBitmaps) {
+    await state.replaceHeader({
+      ...header,
+      autoclear,
+      bitmaps: header.staleBitmaps ? undefined : header.bitmaps,
+      staleBitmaps: false,
+    });
   }
   if ((header.incompatible & INCOMPATIBLE.dirty) !== 0n) await repairDirty(state);
+  return await Bitmaps.takeOver(state);
 }

@@ -14,9 +14,9 @@ const MAGIC_CRYPTO = 0x0537_be77;
 const MAGIC_BITMAPS = 0x2385_2875;
 const MAGIC_DATA_FILE = 0x4441_5441;
 
-const MAX_BITMAPS = 65535;
+export const MAX_BITMAPS = 65535;
 /** Fixed entry, longest name, 1 KiB: times the number of bitmaps. */
-const MAX_BITMAP_DIRECTORY_BYTES = MAX_BITMAPS * 1024;
+export const MAX_BITMAP_DIRECTORY_BYTES = MAX_BITMAPS * 1024;
 /** A backing format name is shorter than this. */
 const BACKING_FORMAT_LIMIT = 16;
 
@@ -103,6 +103,32 @@ export function extensionsEnd(area: Uint8Array, start: number, end: number): num
     at = record.at + ExtensionHead.size + Math.ceil(record.data.length / 8) * 8;
   }
   return Math.min(end, at + ExtensionHead.size);
+}
+
+/** Where the bitmaps extension of `area[start, end)` is, if there is one, and where the list of records ends: at its end marker, or at `end`. */
+export function findBitmapsRecord(
+  area: Uint8Array,
+  start: number,
+  end: number,
+): { readonly at: number | undefined; readonly listEnd: number } {
+  let at: number | undefined;
+  let listEnd = start;
+  for (const record of records(area, start, end, '')) {
+    if (record.magic === MAGIC_BITMAPS) at ??= record.at;
+    listEnd = record.at + ExtensionHead.size + Math.ceil(record.data.length / 8) * 8;
+  }
+  return { at, listEnd };
+}
+
+/** Bytes of a bitmaps extension, its head included, and of the end marker. */
+export const BITMAPS_RECORD_BYTES = ExtensionHead.size + BitmapsExtension.size;
+export const END_MARKER_BYTES = ExtensionHead.size;
+
+export function encodeBitmapsRecord(pointer: BitmapsPointer): Uint8Array {
+  const record = new Uint8Array(BITMAPS_RECORD_BYTES);
+  ExtensionHead.encode({ magic: MAGIC_BITMAPS, length: BitmapsExtension.size }, record);
+  BitmapsExtension.encode({ ...pointer, reserved: 0 }, record, ExtensionHead.size);
+  return record;
 }
 
 /** The last feature name table before the end or before the first broken record: it only serves to explain another error. */

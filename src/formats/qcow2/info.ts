@@ -1,17 +1,14 @@
 /** What `info` says of an image, from its header and directories. Keys are QEMU's. */
 import type { FormatInfo, SnapshotInfo } from '../../core/format.ts';
-import type { ByteStore } from '../../core/store.ts';
-import { readBitmapDirectory } from './bitmap-directory.ts';
-import type { BitmapsPointer } from './extensions.ts';
+import type { Bitmaps } from './bitmaps.ts';
 import { AUTOCLEAR, COMPATIBLE, INCOMPATIBLE } from './features.ts';
 import { hasDataFile, headerGeometry, type Qcow2Header } from './header.ts';
 import type { SnapshotEntry, SnapshotTable } from './snapshot-table.ts';
 
 export async function describeImage(
-  file: ByteStore,
   header: Qcow2Header,
   snapshots: SnapshotTable,
-  name: string,
+  bitmaps: Bitmaps,
 ): Promise<FormatInfo> {
   const { clusterSize, refcountBits, extendedL2 } = headerGeometry(header);
   const data: Record<string, unknown> = {
@@ -23,9 +20,7 @@ export async function describeImage(
     data['lazy-refcounts'] = (header.compatible & COMPATIBLE.lazyRefcounts) !== 0n;
     data.corrupt = (header.incompatible & INCOMPATIBLE.corrupt) !== 0n;
     data['extended-l2'] = extendedL2;
-    if (header.bitmaps !== undefined && !header.staleBitmaps) {
-      data.bitmaps = await describeBitmaps(file, header, header.bitmaps, name);
-    }
+    if (bitmaps.any) data.bitmaps = await describeBitmaps(bitmaps);
     if (hasDataFile(header)) {
       data['data-file'] = header.dataFile;
       data['data-file-raw'] = (header.autoclear & AUTOCLEAR.dataFileRaw) !== 0n;
@@ -49,18 +44,11 @@ export async function describeImage(
   };
 }
 
-/** As `info` lists them: an image that is not open for writing shows what the directory says. */
-async function describeBitmaps(
-  file: ByteStore,
-  header: Qcow2Header,
-  pointer: BitmapsPointer,
-  name: string,
-): Promise<Readonly<Record<string, unknown>>[]> {
-  const entries = await readBitmapDirectory(file, pointer, header.virtualSize, 2 ** header.clusterBits, name);
-  return entries.map((entry) => ({
-    flags: [...(entry.inUse ? ['in-use'] : []), ...(entry.auto ? ['auto'] : [])],
-    name: entry.name,
-    granularity: entry.granularity,
+async function describeBitmaps(bitmaps: Bitmaps): Promise<Readonly<Record<string, unknown>>[]> {
+  return (await bitmaps.list()).map(({ name, granularity, enabled, inconsistent }) => ({
+    flags: [...(inconsistent ? ['in-use'] : []), ...(enabled ? ['auto'] : [])],
+    name,
+    granularity,
   }));
 }
 

@@ -128,6 +128,10 @@ export class MetadataMap {
     return Math.floor(this.#overlapCheck / bit) % 2 === 1;
   }
 
+  async ensureBuilt(): Promise<void> {
+    if (this.#tables === undefined) await this.build();
+  }
+
   /** Synchronous test, once built.
    *  @param own an OVERLAP bit: structures of that kind do not count
    *  @returns what lies there, or `undefined`. */
@@ -168,7 +172,7 @@ export class MetadataMap {
 
   /** @throws CORRUPT, fatal, reason `qcow2.overlap`, when the range touches metadata. */
   async requireNoOverlap(offset: number, length: number): Promise<void> {
-    if (this.#tables === undefined) await this.build();
+    await this.ensureBuilt();
     const kind = this.overlap(offset, length);
     if (kind !== undefined) await this.#refuse(kind, offset, length);
   }

@@ -1,13 +1,15 @@
 /** An open qcow2 image: wires the parts of the room together as a FormatNode. No logic of its own but the order of flush and close.
  *  Spec: qcow2, all of it but encryption.
  *  Invariants: flush writes L2 and L1 tables (each in its order), then refcounts, then makes all of it durable, then frees what was
- *  dropped; close leaves no dropped space behind, and marks an image with lazy refcounts clean only after its refcounts are durable. */
+ *  dropped; close leaves no dropped space behind, stores bitmaps after all of that, and marks an image with lazy refcounts clean only after its
+ *  refcounts are durable. */
 import type { MaybePromise, Pending } from '../../base/async.ts';
 import { alignUp } from '../../bytes/align.ts';
 import type { Codecs } from '../../codec/codecs.ts';
 import type {
   AmendRun,
   BackingRecord,
+  BitmapFacet,
   CheckFacet,
   EngineServices,
   FormatInfo,
@@ -22,6 +24,7 @@ import type { IoOptions, Preallocation, ZeroOptions } from '../../core/store.ts'
 import type { TableCache } from '../../core/table-cache.ts';
 import { Allocator } from './allocator.ts';
 import { amendQcow2, type Qcow2AmendOptions } from './amend.ts';
+import type { Bitmaps } from './bitmaps.ts';
 import { changeBacking } from './change-backing.ts';
 import { Qcow2Checker } from './checker.ts';
 import { ClusterMap } from './cluster-map.ts';
@@ -49,6 +52,7 @@ export interface Qcow2NodeOptions {
   readonly dataFile: BlockNode | undefined;
   readonly backing: BlockNode | undefined;
   readonly snapshots: SnapshotTable;
+  readonly bitmaps: Bitmaps;
   /** The snapshot table has not been read: the image was opened to be checked. */
   readonly forCheck: boolean;
   /** `state` maps the content of a snapshot, and not the disk. */
@@ -109,6 +113,7 @@ export class Qcow2Node implements FormatNode {
         allocator: this.#allocator,
         refcounts,
         passDiscard: settings.passDiscard.snapshot,
+        hasBitmaps: () => options.bitmaps.any,
         flush: async () => {
           if (this.#isDirty) await this.#flush();
         },
@@ -123,6 +128,11 @@ export class Qcow2Node implements FormatNode {
   /** None where the snapshot table has not been read, or where what is open is itself a snapshot. */
   get snapshots(): SnapshotFacet | undefined {
     return this.#options.forCheck || this.#options.isSnapshot ? undefined : this.#snapshots;
+  }
+
+  /** Not where what is open is a snapshot, or opened to be checked: then nothing is tracked. */
+  get bitmaps(): BitmapFacet | undefined {
+    return this.#options.forCheck || this.#options.isSnapshot ? undefined : this.#options.bitmaps;
   }
 
   get vmState(): VmStateFacet | undefined {
@@ -148,6 +158,7 @@ export class Qcow2Node implements FormatNode {
   attach(engine: EngineServices): void {
     this.#state.engine = engine;
     this.#allocator.attach(engine.epochs);
+    if (!this.readOnly) engine.observers.add(this.#options.bitmaps.record);
   }
 
   map(offset: number, _length: number, into: RunList): Pending {
@@ -194,8 +205,11 @@ export class Qcow2Node implements FormatNode {
     return child === 0 ? this.#metadata.check(hostOffset, length) : undefined;
   }
 
-  resize(virtualSize: number, preallocation: Preallocation | 'metadata'): Promise<void> {
-    return this.#resize.grow(virtualSize, preallocation);
+  async resize(virtualSize: number, preallocation: Preallocation | 'metadata'): Promise<void> {
+    const { bitmaps } = this.#options;
+    await bitmaps.requireResizable(virtualSize);
+    await this.#resize.grow(virtualSize, preallocation);
+    bitmaps.resize(virtualSize);
   }
 
   changeBacking(backing: BackingRecord | undefined): Promise<void> {
@@ -219,7 +233,7 @@ export class Qcow2Node implements FormatNode {
   }
 
   info(): MaybePromise<FormatInfo> {
-    return describeImage(this.#state.file, this.#state.header, this.#snapshots.table, this.#state.name);
+    return describeImage(this.#state.header, this.#snapshots.table, this.#options.bitmaps);
   }
 
   flush(): Pending {
@@ -242,7 +256,10 @@ export class Qcow2Node implements FormatNode {
   /** After a repair: everything that was read is stale. */
   async #forgetRepaired(): Promise<void> {
     const { file, header, name } = this.#state;
-    if (!this.#options.forCheck) this.#snapshots.replace(await readSnapshotTable(file, header, name));
+    if (!this.#options.forCheck) {
+      this.#snapshots.replace(await readSnapshotTable(file, header, name));
+      await this.#options.bitmaps.reload();
+    }
     await this.#moved(placesOf(this.#snapshots.table));
   }
 
@@ -278,14 +295,28 @@ export class Qcow2Node implements FormatNode {
 
   async #leave(): Promise<void> {
     await this.#flush();
+    const lost = await this.#storeBitmaps();
     await this.#writeTables(true);
     // Compressed bytes may end anywhere; readers that ask for whole sectors must find them.
-    const { file, header } = this.#state;
+    const { file } = this.#state;
     if (this.#compressed.stored && file.size % 512 !== 0 && file.supports.truncate)
       await file.truncate(alignUp(file.size, 512));
     for (const cache of Object.values(this.#state.caches) as TableCache[]) await cache.quiesce();
+    const { header } = this.#state;
     if (this.#state.lazyRefcounts && (header.incompatible & INCOMPATIBLE.dirty) !== 0n) {
       await this.#state.setIncompatible(header.incompatible & ~INCOMPATIBLE.dirty);
+    }
+    if (lost !== undefined) throw lost.error;
+  }
+
+  /** @returns the failure, which is no reason to leave the rest undone. */
+  async #storeBitmaps(): Promise<{ readonly error: unknown } | undefined> {
+    if (this.#options.forCheck) return undefined;
+    try {
+      await this.#options.bitmaps.store({ state: this.#state, allocator: this.#allocator, metadata: this.#metadata });
+      return undefined;
+    } catch (error) {
+      return { error };
     }
   }
 }

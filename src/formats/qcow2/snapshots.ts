@@ -44,6 +44,8 @@ export interface SnapshotHost extends ChangeParts {
   moved(places: SnapshotPlaces, lowestFreed: number): Promise<void>;
   /** Whether space that a snapshot leaves is discarded in the file below. */
   readonly passDiscard: boolean;
+  /** The image has dirty bitmaps. */
+  readonly hasBitmaps: () => boolean;
 }
 
 export class Snapshots implements SnapshotFacet {
@@ -113,6 +115,17 @@ export class Snapshots implements SnapshotFacet {
   }
 
   async apply(which: SnapshotSelector, options: JobOptions = {}): Promise<void> {
+    if (this.#host.hasBitmaps()) {
+      // They would have to mark whatever is another content now, which may be everything: as QEMU, we leave that to the caller.
+      throw this.#fault(
+        'UNSUPPORTED',
+        'snapshot-bitmaps',
+        'has dirty bitmaps, which cannot follow; remove them first',
+        {
+          errno: 'EBUSY',
+        },
+      );
+    }
     this.#requireSupport();
     const entry = this.#find(which);
     this.#requireSize(entry);

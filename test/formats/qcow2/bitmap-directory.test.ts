@@ -38,7 +38,7 @@ describe('the bitmap directory', () => {
       view.setUint32(12, 1);
       view.setUint8(17, 9);
     });
-    expect(await read([entry('b0'), second])).toEqual([
+    expect(await read([entry('b0'), second])).toMatchObject([
       { name: 'b0', granularity: 65536, inUse: false, auto: true, tableOffset: 0x60000, tableSize: 1 },
       { name: 'a longer name', granularity: 512, inUse: true, auto: false, tableOffset: 0x60000, tableSize: 1 },
     ]);
