@@ -130,9 +130,9 @@ export class Qcow2Node implements FormatNode {
     return this.#options.forCheck || this.#options.isSnapshot ? undefined : this.#snapshots;
   }
 
-  /** Not where what is open is a snapshot, or opened to be checked: then nothing is tracked. */
+  /** Not of an image that was opened to be checked: then nothing is tracked. */
   get bitmaps(): BitmapFacet | undefined {
-    return this.#options.forCheck || this.#options.isSnapshot ? undefined : this.#options.bitmaps;
+    return this.#options.forCheck ? undefined : this.#options.bitmaps;
   }
 
   get vmState(): VmStateFacet | undefined {
