@@ -33,7 +33,7 @@ export interface DataTransform {
   readonly sector: number;
   /** Which offset feeds the tweak. */
   readonly tweak: 'guest' | 'host';
-  /** Never changes `from`: the guest's buffer is the guest's. */
+  /** Never changes `from`: the guest's buffer is the guest's. Neither buffer is touched any more when the Pending has ended. */
   encrypt(from: Uint8Array, into: Uint8Array, at: number): Pending;
   decrypt(bytes: Uint8Array, at: number): Pending;
 }

@@ -4,22 +4,24 @@
 import { type Pending, settleAll } from '../base/async.ts';
 import { BlockError } from '../base/errors.ts';
 import { throwIfAborted } from '../base/job.ts';
-import { alignUp } from '../bytes/align.ts';
 import type { FormatNode } from './format.ts';
 import type { Epochs } from './in-flight.ts';
 import type { BlockNode } from './node.ts';
 import type { Run } from './run.ts';
 import type { IoOptions } from './store.ts';
 import { part, requireProgress, type Transfer, TransferPool } from './transfer.ts';
+import type { TransformedIo } from './transformed-io.ts';
 
 export class GuestReader {
   readonly #format: FormatNode;
   readonly #backing: BlockNode | undefined;
   readonly #epochs: Epochs;
+  readonly #transformed: TransformedIo;
   readonly #transfers = new TransferPool();
 
-  constructor(format: FormatNode, backing: BlockNode | undefined, epochs: Epochs) {
+  constructor(format: FormatNode, backing: BlockNode | undefined, epochs: Epochs, transformed: TransformedIo) {
     this.#format = format;
+    this.#transformed = transformed;
     this.#backing = backing;
     this.#epochs = epochs;
   }
@@ -116,22 +118,8 @@ export class GuestReader {
 
   #data(run: Run, into: Uint8Array, hint: IoOptions | undefined): Pending {
     const child = childAt(this.#format, run.child);
-    const { transform } = this.#format;
-    if (transform === undefined) return child.read(run.hostOffset, into, hint);
-    return this.readTransformed(run.hostOffset, run.guestOffset, child, into);
-  }
-
-  /** Reads whole sectors of the transform around the range and decrypts them. */
-  async readTransformed(hostOffset: number, guestOffset: number, child: BlockNode, into: Uint8Array): Promise<void> {
-    const { transform } = this.#format;
-    if (transform === undefined) return;
-    const before = hostOffset % transform.sector;
-    const length = alignUp(before + into.length, transform.sector);
-    const whole = before === 0 && length === into.length;
-    const sectors = whole ? into : new Uint8Array(length);
-    await child.read(hostOffset - before, sectors);
-    await transform.decrypt(sectors, (transform.tweak === 'guest' ? guestOffset : hostOffset) - before);
-    if (!whole) into.set(sectors.subarray(before, before + into.length));
+    if (this.#format.transform === undefined) return child.read(run.hostOffset, into, hint);
+    return this.#transformed.read(child, run.hostOffset, run.guestOffset, into, hint);
   }
 
   readBacking(offset: number, into: Uint8Array, hint?: IoOptions): Pending {

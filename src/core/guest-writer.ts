@@ -3,7 +3,7 @@
  *  - allocating writes: range lock → prepareWrite → [head][guest][tail] in one vector → commitWrite; readers see the old mapping until then;
  *  - a write over one writable data run goes straight through, without any lock;
  *  - copy-on-write edges are what this node reads under its old mapping, wherever that is. */
-import { isPromise, type Pending } from '../base/async.ts';
+import { isPromise, type Pending, settleAll } from '../base/async.ts';
 import { BlockError, hex } from '../base/errors.ts';
 import { throwIfAborted } from '../base/job.ts';
 import { alignDown, alignUp } from '../bytes/align.ts';
@@ -12,11 +12,12 @@ import type { FormatNode, WritePlan } from './format.ts';
 import { childAt, type GuestReader } from './guest-reader.ts';
 import type { Epochs } from './in-flight.ts';
 import type { BlockNode } from './node.ts';
-import { RangeLock } from './range-lock.ts';
+import { RangeLock, type RangeTicket } from './range-lock.ts';
 import { RunList } from './run.ts';
 import type { SafetyRules } from './safety.ts';
 import type { IoOptions, WriteOptions, ZeroOptions } from './store.ts';
 import { part, requireProgress, type Transfer, TransferPool } from './transfer.ts';
+import type { TransformedIo } from './transformed-io.ts';
 
 /** Zeros are written from one shared buffer of this size where nothing better is there. */
 const ZERO_CHUNK = 64 * 1024;
@@ -28,6 +29,7 @@ export interface GuestWriterOptions {
   readonly backing: BlockNode | undefined;
   readonly epochs: Epochs;
   readonly rules: SafetyRules;
+  readonly transformed: TransformedIo;
   /** Guest bytes under the present mapping; past the disk's end they read as zero. */
   readGuest(offset: number, into: Uint8Array): Pending;
 }
@@ -39,18 +41,20 @@ export class GuestWriter {
   readonly #backing: BlockNode | undefined;
   readonly #epochs: Epochs;
   readonly #edgeFromOwnMapping: boolean;
+  readonly #transformed: TransformedIo;
   readonly #readGuest: (offset: number, into: Uint8Array) => Pending;
   readonly #ranges: RangeLock;
   readonly #transfers = new TransferPool();
 
   constructor(format: FormatNode, reader: GuestReader, options: GuestWriterOptions) {
-    const { name, backing, epochs, rules, readGuest } = options;
+    const { name, backing, epochs, rules, transformed, readGuest } = options;
     this.#format = format;
     this.#reader = reader;
     this.#name = name;
     this.#backing = backing;
     this.#epochs = epochs;
     this.#edgeFromOwnMapping = rules.edgeFromOwnMapping;
+    this.#transformed = transformed;
     this.#readGuest = readGuest;
     this.#ranges = new RangeLock(rules.rangeLock);
   }
@@ -114,54 +118,78 @@ export class GuestWriter {
     transfer.at += length;
     const child = childAt(this.#format, childIndex);
     const checked = this.#format.checkDataWrite?.(childIndex, hostOffset, length);
-    if (checked !== undefined || this.#format.transform !== undefined) {
-      return this.#writeChecked(checked, child, hostOffset, guestOffset, bytes);
+    if (this.#format.transform !== undefined) {
+      return this.#writeSectors(checked, child, hostOffset, guestOffset, bytes, transfer.hint);
     }
+    if (checked !== undefined) return this.#writeChecked(checked, child, hostOffset, bytes, transfer.hint);
     return child.write(hostOffset, bytes, transfer.hint);
   }
 
   async #writeChecked(
+    checked: Promise<void>,
+    child: BlockNode,
+    hostOffset: number,
+    bytes: Uint8Array,
+    hint: IoOptions | undefined,
+  ): Promise<void> {
+    await checked;
+    await child.write(hostOffset, bytes, hint);
+  }
+
+  /** Through the transform. Whole sectors take the lock as well: a neighbour that reads, changes and writes one of them back would undo us. */
+  #writeSectors(
     checked: Pending,
     child: BlockNode,
     hostOffset: number,
     guestOffset: number,
     bytes: Uint8Array,
-  ): Promise<void> {
-    await checked;
-    const { transform } = this.#format;
-    if (transform === undefined) {
-      await child.write(hostOffset, bytes);
-      return;
-    }
-    // Whole sectors take the lock as well: a neighbour that reads, changes and writes one of them back would undo us.
-    const before = hostOffset % transform.sector;
-    const length = alignUp(before + bytes.length, transform.sector);
-    const ticket = this.#ranges.acquire(guestOffset - before, guestOffset - before + length);
+    hint: IoOptions | undefined,
+  ): Pending {
+    const sector = this.#format.transform?.sector ?? 1;
+    const before = hostOffset % sector;
+    const start = guestOffset - before;
+    const ticket = this.#ranges.acquire(start, start + alignUp(before + bytes.length, sector));
+    let writing: Pending;
     try {
-      if (ticket.waiting !== undefined) await ticket.waiting;
-      await this.#writeTransformed(child, hostOffset, guestOffset, bytes);
+      if (ticket.waiting === undefined && checked === undefined) {
+        writing = this.#transformed.write(child, hostOffset, guestOffset, bytes, hint);
+      } else {
+        writing = this.#writeSectorsAfter(
+          settleAll([checked, ticket.waiting]),
+          child,
+          hostOffset,
+          guestOffset,
+          bytes,
+          hint,
+        );
+      }
+    } catch (error) {
+      this.#ranges.release(ticket);
+      throw error;
+    }
+    if (writing !== undefined) return this.#releaseAfter(writing, ticket);
+    this.#ranges.release(ticket);
+    return undefined;
+  }
+
+  async #writeSectorsAfter(
+    waiting: Promise<void>,
+    child: BlockNode,
+    hostOffset: number,
+    guestOffset: number,
+    bytes: Uint8Array,
+    hint: IoOptions | undefined,
+  ): Promise<void> {
+    await waiting;
+    await this.#transformed.write(child, hostOffset, guestOffset, bytes, hint);
+  }
+
+  async #releaseAfter(writing: Promise<void>, ticket: RangeTicket): Promise<void> {
+    try {
+      await writing;
     } finally {
       this.#ranges.release(ticket);
     }
-  }
-
-  /** Encrypts and writes. Sectors of the transform that are covered in part are read, changed and written whole: nobody else may be at them. */
-  async #writeTransformed(child: BlockNode, hostOffset: number, guestOffset: number, bytes: Uint8Array): Promise<void> {
-    const { transform } = this.#format;
-    if (transform === undefined) return;
-    const before = hostOffset % transform.sector;
-    const length = alignUp(before + bytes.length, transform.sector);
-    const host = hostOffset - before;
-    const guest = guestOffset - before;
-    let plain = bytes;
-    if (length !== bytes.length) {
-      plain = new Uint8Array(length);
-      await this.#reader.readTransformed(host, guest, child, plain);
-      plain.set(bytes, before);
-    }
-    const encrypted = new Uint8Array(length);
-    await transform.encrypt(plain, encrypted, transform.tweak === 'guest' ? guest : host);
-    await child.write(host, encrypted);
   }
 
   /** One plan: reserve, write data and edges, publish. */
@@ -214,7 +242,8 @@ export class GuestWriter {
     if (checked !== undefined) await checked;
     if (headLength > 0 || tailLength > 0) await child.event?.('cow_write');
     if (format.transform !== undefined) {
-      await this.#writeTransformed(child, start, guestOffset - headLength, concat(parts, total));
+      const whole = parts.length === 1 ? guest : concat(parts, total);
+      await this.#transformed.write(child, start, guestOffset - headLength, whole, hint);
     } else if (parts.length === 1) {
       await child.write(start, guest, hint);
     } else if (child.writev !== undefined) {

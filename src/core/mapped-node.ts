@@ -41,6 +41,7 @@ import type {
   WriteOptions,
   ZeroOptions,
 } from './store.ts';
+import { TransformedIo } from './transformed-io.ts';
 
 export interface MappedNodeOptions {
   /** What messages and `map` call the node. */
@@ -77,12 +78,14 @@ export class MappedNode implements BlockNode, EngineServices {
     this.#rules = options.rules ?? ALL_RULES;
     this.#ignoresDiscards = options.discard === 'ignore';
     this.#backing = childOf(format, 'backing');
-    this.#reader = new GuestReader(format, this.#backing, this.epochs);
+    const transformed = new TransformedIo(format);
+    this.#reader = new GuestReader(format, this.#backing, this.epochs, transformed);
     this.#writer = new GuestWriter(format, this.#reader, {
       name: options.name,
       backing: this.#backing,
       epochs: this.epochs,
       rules: this.#rules,
+      transformed,
       readGuest: (offset, into) => this.readGuest(offset, into),
     });
     format.attach?.(this);
