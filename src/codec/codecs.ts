@@ -2,6 +2,8 @@
  *  Owns the contract and the choice of thread; `#platform` owns the codecs themselves.
  *  Invariant: each unit is compressed on its own, so the bytes are the same for every number of workers. */
 import type { Pending } from '../base/async.ts';
+import type { SectorCipherSpec } from '../crypto/algorithms.ts';
+import type { BulkSectors } from '../crypto/bulk.ts';
 
 /** `deflate`: raw deflate, window 2^12, as qcow and qcow2 store it; read with any window. `zstd`: one frame per unit. */
 export type CompressionType = 'deflate' | 'zstd';
@@ -31,6 +33,9 @@ export interface Codecs {
     unit: number,
     into: Uint8Array,
   ): Pending;
+  /** Makes a key of disk encryption ready for bulk on the workers. The key may be wiped afterwards; the result must be closed.
+   *  @returns `undefined` where there are no workers. */
+  sectors(spec: SectorCipherSpec, key: Uint8Array): BulkSectors | undefined;
   /** Ends the workers; idempotent. Idle workers never keep the process alive. */
   close(): Promise<void>;
 }

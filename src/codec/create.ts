@@ -15,7 +15,10 @@ import type { Pending } from '../base/async.ts';
 import { BlockError } from '../base/errors.ts';
 import { Pacer } from '../base/job.ts';
 import { KiB, MiB } from '../base/sizes.ts';
+import type { SectorCipherSpec } from '../crypto/algorithms.ts';
+import type { BulkSectors } from '../crypto/bulk.ts';
 import type { Codecs, CompressedUnits, CompressionType } from './codecs.ts';
+import { SectorWorkers } from './sector-workers.ts';
 
 export interface CodecsOptions {
   /** Worker threads at most; 0 does everything in this thread. As many as there are CPUs, but no more than 16, where not given. */
@@ -66,6 +69,7 @@ class ThreadedCodecs implements Codecs {
   readonly workers: number;
   readonly #delayMs: number | undefined;
   readonly #slots = new SharedSlots(SHARED_LIMIT);
+  readonly #sectors: SectorWorkers;
   #pool: CodecPool | undefined;
   #coldCompress: number = COMPRESS.cold;
   #coldDecompress: number = DECOMPRESS.cold;
@@ -74,6 +78,15 @@ class ThreadedCodecs implements Codecs {
   constructor(workers: number, delayMs: number | undefined) {
     this.workers = workers;
     this.#delayMs = delayMs;
+    const running = (): CodecPool | undefined => this.#pool;
+    this.#sectors = new SectorWorkers({
+      workers,
+      slots: this.#slots,
+      get running() {
+        return running();
+      },
+      started: () => this.#startedPool(),
+    });
   }
 
   async compress(type: CompressionType, input: Uint8Array, unit: number): Promise<CompressedUnits> {
@@ -109,6 +122,11 @@ class ThreadedCodecs implements Codecs {
       return undefined;
     }
     return this.#decompressAway(units);
+  }
+
+  sectors(spec: SectorCipherSpec, key: Uint8Array): BulkSectors | undefined {
+    this.#requireOpen();
+    return this.#sectors.open(spec, key);
   }
 
   close(): Promise<void> {

@@ -1,8 +1,10 @@
 /** Disk encryption: sectors of 512 bytes by one master key, each with a vector made of its number.
  *  Owns the cutting of requests into batches and the ways around unaligned buffers; the modes do the rest.
  *  Invariants: synchronous; nothing is allocated per sector; `from` of an encryption is never written, not even for a moment. */
+import type { Pending } from '../base/async.ts';
 import { assert } from '../base/errors.ts';
 import { masterKeyBytes, openBlockCipher, type SectorCipherSpec } from './algorithms.ts';
+import type { BulkSectors } from './bulk.ts';
 import { CbcMode } from './cbc.ts';
 import { createIvSource, type IvSource } from './iv.ts';
 import { CtrMode, EcbMode } from './plain-modes.ts';
@@ -49,24 +51,29 @@ export function createLegacyAesCipher(password: Uint8Array, provider: CryptoProv
   }
 }
 
-/** What the engine applies to data runs, always at once. Offsets are bytes. */
+/** What the engine applies to data runs. Offsets are bytes. */
 export interface SectorTransform {
   readonly sector: number;
   readonly tweak: 'guest' | 'host';
-  encrypt(from: Uint8Array, into: Uint8Array, at: number): undefined;
-  decrypt(bytes: Uint8Array, at: number): undefined;
+  encrypt(from: Uint8Array, into: Uint8Array, at: number): Pending;
+  decrypt(bytes: Uint8Array, at: number): Pending;
 }
 
-/** A cipher as the engine's transform. @param tweak which offset counts the sectors: the guest's, or that in the host file */
-export function sectorTransform(cipher: SectorCipher, tweak: 'guest' | 'host'): SectorTransform {
+/** A cipher as the engine's transform. @param tweak which offset counts the sectors: the guest's, or that in the host file
+ *  @param bulk the same key on other threads; without it everything is done here, at once */
+export function sectorTransform(cipher: SectorCipher, tweak: 'guest' | 'host', bulk?: BulkSectors): SectorTransform {
   return {
     sector: SECTOR,
     tweak,
-    encrypt(from: Uint8Array, into: Uint8Array, at: number): undefined {
-      cipher.encrypt(from, into, at / SECTOR);
+    encrypt(from: Uint8Array, into: Uint8Array, at: number): Pending {
+      const away = bulk?.encrypt(from, into, at / SECTOR);
+      if (away === undefined) cipher.encrypt(from, into, at / SECTOR);
+      return away;
     },
-    decrypt(bytes: Uint8Array, at: number): undefined {
-      cipher.decrypt(bytes, at / SECTOR);
+    decrypt(bytes: Uint8Array, at: number): Pending {
+      const away = bulk?.decrypt(bytes, at / SECTOR);
+      if (away === undefined) cipher.decrypt(bytes, at / SECTOR);
+      return away;
     },
   };
 }

@@ -58,6 +58,8 @@ export class DiskCopy {
   readonly #chunk: number;
   /** Pieces that are looked at for zeros, bytes: aligned to their own size. */
   readonly #piece: number;
+  /** Zeros shorter than that are data; 0: all are. */
+  readonly #sparseSize: number;
   readonly #limit: RateLimit | undefined;
   readonly #pacer = new Pacer();
   readonly #writeOptions: WriteOptions;
@@ -70,7 +72,9 @@ export class DiskCopy {
     this.#settings = settings;
     const unit = targetUnit(target, compressed);
     this.#chunk = alignUp(CHUNK, unit);
-    this.#piece = compressed ? unit : Math.max(unit, 2 ** Math.floor(Math.log2(Math.max(settings.sparseSize, 512))));
+    // Where zeros must be written like anything else, it is of no use to look for them.
+    this.#sparseSize = settings.targetIsZero || target.supports.writeZeroes === 'fast' ? settings.sparseSize : 0;
+    this.#piece = compressed ? unit : Math.max(unit, 2 ** Math.floor(Math.log2(Math.max(this.#sparseSize, 512))));
     this.#planner = new Planner(source, { unit, wholeUnits: compressed, chunk: this.#chunk });
     this.#limit = rateLimit === undefined ? undefined : new RateLimit(rateLimit);
     const order = orderOf(settings, unit);
@@ -115,7 +119,7 @@ export class DiskCopy {
       const segment = this.#planner.current;
       if (segment === undefined) return;
       // Without sparse detection everything is to be allocated: zeros are read and written like any data.
-      const isData = segment.kind === 'data' || (segment.kind === 'zero' && this.#settings.sparseSize === 0);
+      const isData = segment.kind === 'data' || (segment.kind === 'zero' && this.#sparseSize === 0);
       if (isData) await this.#data(segment);
       else if (segment.kind === 'zero') await this.#zero(segment);
       else this.counts.kept += segment.end - segment.start;
@@ -217,7 +221,7 @@ export class DiskCopy {
   /** End of the run of zero pieces, or of others, that begins at `start`. A zero run between data that is too short is data;
    *  at the ends of the buffer any zero piece is zero. */
   #runEnd(offset: number, from: Uint8Array, start: number): number {
-    const { sparseSize } = this.#settings;
+    const sparseSize = this.#sparseSize;
     this.#runIsZero = false;
     if (sparseSize === 0) return from.length;
     let at = this.#pieceEnd(offset, from, start);

@@ -284,6 +284,8 @@ async function keptFrom(image: Image, base: string | undefined): Promise<number>
 function newCopy(source: SourceDisk, target: OpenTarget, options: ConvertOptions): DiskCopy {
   const { compressed, sparseSize, parallel, outOfOrder, cache, rateLimit, codecs, signal, onProgress } = options;
   const decodes = source.parts.some((part) => part.image.node.format?.decode !== undefined);
+  const layers = [target.image.node, ...source.parts.flatMap((part) => backingChain(part.image.node))];
+  const encrypts = layers.some(({ format }) => format?.transform !== undefined);
   return new DiskCopy(source, {
     target: target.image.node,
     targetName: target.image.name,
@@ -296,7 +298,7 @@ function newCopy(source: SourceDisk, target: OpenTarget, options: ConvertOptions
     outOfOrder: outOfOrder === true,
     writeThrough: !isUnsafe(options) && (cache === 'writethrough' || cache === 'directsync'),
     rateLimit,
-    sharedBuffers: (codecs?.workers ?? 0) > 0 && (compressed === true || decodes),
+    sharedBuffers: (codecs?.workers ?? 0) > 0 && (compressed === true || decodes || encrypts),
     ...(signal === undefined ? {} : { signal }),
     ...(onProgress === undefined ? {} : { onProgress }),
   });

@@ -61,7 +61,17 @@ const NEIGHBOURS: readonly (readonly [from: string, to: string, why: string])[] 
   ['base', 'bytes', 'the two halves of floor 0: option bounds need powers of two'],
   ['bytes', 'base', 'the two halves of floor 0: codecs throw typed errors'],
   ['core', 'codec', 'the contract of a format names the compression it is given, as a type'],
+  ['codec', 'crypto', 'the threads that compress also encrypt, and are asked in the terms of ciphers, as types'],
 ];
+
+/** What the cellar knows of the floors above. */
+const UPSTAIRS: Readonly<Record<string, { readonly rooms: readonly string[]; readonly why: string }>> = {
+  'platform/node/codec-worker.ts': {
+    rooms: ['crypto'],
+    why: 'a program of its own: it puts together what runs in a worker thread',
+  },
+  'platform/node/tasks.ts': { rooms: ['crypto'], why: 'the messages to that program, as types' },
+};
 
 /** Rooms that may ask `#platform` for what the runtime does better. */
 const PLATFORM_USERS = new Set(['codec', 'crypto', 'storage', 'nbd']);
@@ -311,7 +321,7 @@ class FileCheck {
     if (this.#room.startsWith('tools') && to.startsWith('formats')) {
       this.#tell(position, 'tools-formats', `imports '${target}'`);
     }
-    if (other < mine) return;
+    if (other < mine || UPSTAIRS[this.#file]?.rooms.includes(to) === true) return;
     // The list of all formats is the one place that knows several rooms of formats.
     if (this.#file === 'formats/all.ts' && to.startsWith('formats/')) return;
     if (other > mine) this.#tell(position, 'downward', `floor ${mine} imports '${target}' from floor ${other}`);

@@ -5,11 +5,10 @@ import type { BlockNode } from '../../core/node.ts';
 import { type LuksVolume, openLuks } from '../../crypto/luks.ts';
 import { isLuks } from '../../crypto/luks-header.ts';
 import { platformCrypto } from '../../crypto/runtime.ts';
-import type { SectorCipher } from '../../crypto/sector-cipher.ts';
 import { createLuksImage } from './create.ts';
 import { requireKeySecret, subjectOf } from './fault.ts';
 import { measureLuks } from './measure.ts';
-import { LuksNode } from './node.ts';
+import { type DiskCiphers, LuksNode } from './node.ts';
 import { createOptions, type LuksOpenOptions, openOptions } from './options.ts';
 
 /** @throws {@link BlockError} ENCRYPTED `luks.key-secret`, `luks.password`; NOT_FOUND `secret.missing`; as `parseLuksHeader` and `LuksVolume.unlock`;
@@ -23,8 +22,8 @@ async function open(context: OpenContext, options: LuksOpenOptions): Promise<Luk
       subject: subjectOf(name),
       detached: header !== undefined,
     });
-    const cipher = passphrase === undefined ? undefined : await unlock(volume, passphrase, context.signal);
-    return new LuksNode(context, volume, cipher, header);
+    const sectors = passphrase === undefined ? undefined : await unlock(volume, passphrase, context);
+    return new LuksNode(context, volume, sectors, header);
   } finally {
     passphrase?.fill(0);
   }
@@ -35,14 +34,10 @@ function openHeader(context: OpenContext, name: string): Promise<BlockNode> {
   return context.openReference({ role: 'header', name, readOnly: context.readOnly, chosen: true });
 }
 
-async function unlock(
-  volume: LuksVolume,
-  passphrase: Uint8Array,
-  signal: AbortSignal | undefined,
-): Promise<SectorCipher> {
-  const key = await volume.unlock(passphrase, { signal });
+async function unlock(volume: LuksVolume, passphrase: Uint8Array, context: OpenContext): Promise<DiskCiphers> {
+  const key = await volume.unlock(passphrase, { signal: context.signal });
   try {
-    return volume.sectorCipher(key);
+    return { here: volume.sectorCipher(key), bulk: context.codecs.sectors(volume.header.algorithms, key.bytes) };
   } finally {
     key.wipe();
   }

@@ -8,15 +8,23 @@ import type { DataTransform, FormatInfo, FormatNode, OpenContext, WritePlan } fr
 import type { BlockNode, Child } from '../../core/node.ts';
 import type { RunList } from '../../core/run.ts';
 import type { Preallocation } from '../../core/store.ts';
+import type { BulkSectors } from '../../crypto/bulk.ts';
 import type { LuksVolume } from '../../crypto/luks.ts';
 import { type SectorCipher, sectorTransform } from '../../crypto/sector-cipher.ts';
 import { SECTOR } from '../../crypto/sectors.ts';
 import { luksFault } from './fault.ts';
 
+/** The key of the disk, in this thread and on others. */
+export interface DiskCiphers {
+  readonly here: SectorCipher;
+  readonly bulk: BulkSectors | undefined;
+}
+
 export class LuksNode implements FormatNode {
   readonly format = 'luks';
-  readonly unit = SECTOR;
-  readonly zeroUnit = SECTOR;
+  /** Nothing is ever allocated; whole sectors are the engine's business. */
+  readonly unit = 1;
+  readonly zeroUnit = 1;
   /** What is a hole below is no hole here. */
   readonly recurse = 'none';
   readonly readOnly: boolean;
@@ -25,23 +33,24 @@ export class LuksNode implements FormatNode {
   readonly #file: BlockNode;
   readonly #name: string;
   readonly #volume: LuksVolume;
-  readonly #cipher: SectorCipher | undefined;
+  readonly #ciphers: DiskCiphers | undefined;
   readonly #detached: boolean;
 
-  /** @param cipher `undefined` where only facts are asked for @param header the file of a detached header */
+  /** @param ciphers `undefined` where only facts are asked for @param header the file of a detached header */
   constructor(
     context: OpenContext,
     volume: LuksVolume,
-    cipher: SectorCipher | undefined,
+    ciphers: DiskCiphers | undefined,
     header: BlockNode | undefined,
   ) {
     this.readOnly = context.readOnly;
     this.#file = context.file;
     this.#name = context.name;
     this.#volume = volume;
-    this.#cipher = cipher;
+    this.#ciphers = ciphers;
     this.#detached = header !== undefined;
-    this.transform = cipher === undefined ? locked(context.name) : sectorTransform(cipher, 'guest');
+    this.transform =
+      ciphers === undefined ? locked(context.name) : sectorTransform(ciphers.here, 'guest', ciphers.bulk);
     this.children = [
       { role: 'file', name: 'file', node: context.file },
       ...(header === undefined ? [] : [{ role: 'header', name: 'header', node: header } as const]),
@@ -94,7 +103,8 @@ export class LuksNode implements FormatNode {
   }
 
   async close(): Promise<void> {
-    this.#cipher?.wipe();
+    this.#ciphers?.here.wipe();
+    await this.#ciphers?.bulk?.close();
   }
 
   info(): FormatInfo {

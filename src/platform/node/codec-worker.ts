@@ -1,6 +1,21 @@
-/** Entry of the worker threads: compression of units in shared memory. Runs in workers only. */
+/** Entry of the worker threads: compression and encryption of bulk in shared memory. Runs in workers only. */
+import { ThreadCiphers } from '../../crypto/bulk.ts';
 import { decodeUnits, encodeUnits } from './codecs.ts';
+import { nodeCrypto } from './crypto.ts';
 import type { CodecTasks } from './tasks.ts';
 import { serveTasks } from './worker-loop.ts';
 
-serveTasks<CodecTasks>({ encode: encodeUnits, decode: decodeUnits });
+const ciphers = new ThreadCiphers(nodeCrypto);
+
+serveTasks<CodecTasks>({
+  encode: encodeUnits,
+  decode: decodeUnits,
+  sectors: (task) => {
+    ciphers.run(task);
+    return undefined;
+  },
+  forget: ({ id }) => {
+    ciphers.forget(id);
+    return undefined;
+  },
+});

@@ -65,6 +65,17 @@ export class WorkerPool<Kinds extends TaskKinds<Kinds>> {
     });
   }
 
+  /** Runs a task on every worker that is started, after what it has got before. Those that are lost meanwhile, or start later, miss it. */
+  async broadcast<K extends keyof Kinds & string>(kind: K, request: Kinds[K]['request']): Promise<void> {
+    if (this.#closing !== undefined) return;
+    const asked = this.#seats.map((seat) => {
+      return new Promise((resolve, reject) => {
+        this.#assign(seat, { message: { id: ++this.#lastId, kind, request }, resolve, reject });
+      });
+    });
+    await Promise.allSettled(asked);
+  }
+
   /** Refuses tasks that wait, lets those at a worker end, and ends the workers. Idempotent. */
   close(): Promise<void> {
     this.#closing ??= this.#end();

@@ -1,7 +1,10 @@
 /** What the project's worker threads can do. One entry here and one in `codec-worker.ts` makes a new kind. */
+import type { SectorTask } from '../../crypto/bulk.ts';
 import type { DecodeReply, DecodeRequest, EncodeReply, EncodeRequest } from './codecs.ts';
 
 export interface CodecTasks {
   readonly encode: { readonly request: EncodeRequest; readonly reply: EncodeReply };
   readonly decode: { readonly request: DecodeRequest; readonly reply: DecodeReply };
+  readonly sectors: { readonly request: SectorTask; readonly reply: undefined };
+  readonly forget: { readonly request: { readonly id: number }; readonly reply: undefined };
 }

@@ -51,6 +51,20 @@ describe('WorkerPool', () => {
     expect(new Set(echoes.map((echo) => echo.threadId)).size).toBe(3);
   });
 
+  it('gives a broadcast to every thread that runs, after what it has got before', async () => {
+    const workers = pool(3);
+    await workers.broadcast('echo', 'nobody there');
+    expect(workers.started).toBe(0);
+    const shared = counter();
+    const running = Promise.all([1, 2, 3].map(() => workers.run('count', { shared, ms: 5 })));
+    await workers.broadcast('count', { shared, ms: 0 });
+    expect(shared[0]).toBe(6);
+    await running;
+    await workers.close();
+    await workers.broadcast('count', { shared, ms: 0 });
+    expect(shared[0]).toBe(6);
+  });
+
   it('tells a failure of a task to its caller only, a BlockError with code and reason', async () => {
     const workers = pool(1);
     const bug = workers.run('fail', {});
