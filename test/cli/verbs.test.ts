@@ -16,6 +16,9 @@ const qemuImg = { program: 'qemu-img', qemu: true } as const;
 /** Options of qemu-img 7.2 as its usage lists them, and the long names that newer QEMU has for them. */
 const QEMU_OPTIONS: Readonly<Record<string, string>> = {
   amend: '-h --help -o --options --force -f --format -t --cache -p --progress -q --quiet --object --image-opts',
+  bench:
+    '-h --help -f --format -w --write -c --count -d --depth -s --buffer-size -S --step-size -o --offset --pattern --flush-interval --no-drain ' +
+    '-t --cache -i --aio -n --native -q --quiet -U --force-share --object --image-opts',
   check: '-h --help -f --format -r --repair --output -q --quiet -U --force-share -T --cache --object --image-opts',
   commit:
     '-h --help -f --format -t --cache -b --base -d --drop -r --rate-limit -p --progress -q --quiet --object --image-opts',

@@ -1,9 +1,8 @@
 /** Command lines of `dd`, for the list in transcript-cases.ts. Data only. */
 
-export const DD_CASES: readonly (
-  | string
-  | { readonly line: string; readonly differs?: string; readonly leaves?: string }
-)[] = [
+import type { Case } from './transcript-cases.ts';
+
+export const DD_CASES: readonly (string | Case)[] = [
   'dd if=a.raw of=x',
   'dd if=a.raw of=x; compare a.raw x',
   'dd -f raw -O qcow2 bs=64k if=a.raw of=x; compare a.raw x; check -q x',

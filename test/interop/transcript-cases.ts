@@ -2,6 +2,7 @@
  *  A case is a line; `;` separates commands that run one after the other in the same directory. */
 import { AMEND_CASES } from './change-cases.ts';
 
+import { BENCH_CASES } from './transcript-cases-bench.ts';
 import { DD_CASES } from './transcript-cases-dd.ts';
 import { SECRET_CASES } from './transcript-cases-encryption.ts';
 
@@ -474,6 +475,7 @@ export const CASES: readonly (string | Case)[] = [
   'create --object secret,help',
   ...SECRET_CASES,
   ...DD_CASES,
+  ...BENCH_CASES,
 
   // ---- create: backing files
   'create -f qcow2 -b a.qcow2 x.qcow2',

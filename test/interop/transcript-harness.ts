@@ -164,6 +164,7 @@ function mark(prefix: string, text: string): string {
 /** Takes out what may differ from run to run: space on disk, when a snapshot was made, and how often progress was shown. */
 function normalise(text: string): string {
   return text
+    .replace(/^Run completed in \d+\.\d{3} seconds\.$/gm, 'Run completed in <time> seconds.')
     .replace(/^disk size: .*$/gm, 'disk size: <size>')
     .replace(/^( *"actual-size": )\d+/gm, '$1<size>')
     .replace(/\b\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\b/g, '<date>')

@@ -21,6 +21,11 @@ const VERBS: Readonly<Record<string, VerbEntry>> = {
     spec: async () => (await import('./amend.ts')).amend,
     command: async () => (await import('../commands/amend.ts')).runAmend,
   },
+  bench: {
+    summary: 'send many requests to an image, and tell how long they took',
+    spec: async () => (await import('./bench.ts')).bench,
+    command: async () => (await import('../commands/bench.ts')).runBench,
+  },
   check: {
     summary: 'look for errors in an image, and repair them',
     spec: async () => (await import('./check.ts')).check,
@@ -85,7 +90,7 @@ const VERBS: Readonly<Record<string, VerbEntry>> = {
 };
 
 /** qemu-img's verbs that are not there yet. */
-export const FUTURE_VERBS = ['bench', 'bitmap', 'resize'] as const;
+export const FUTURE_VERBS = ['bitmap', 'resize'] as const;
 
 export const VERB_NAMES: readonly string[] = Object.keys(VERBS);
 
