@@ -49,6 +49,7 @@ export {
   type OpenContext,
   type ProbeInput,
   type Reference,
+  type ReferenceRun,
   type ReferenceStatus,
   type SnapshotFacet,
   type SnapshotInfo,
@@ -97,3 +98,29 @@ export type { ReferencePolicy, ResolvedReference } from './image/references.ts';
 export { MemoryStore, type MemoryStoreOptions } from './storage/memory.ts';
 export { type AmendImageOptions, amendImage } from './tools/amend.ts';
 export { type BenchOptions, benchImage } from './tools/bench.ts';
+export { type BitmapAction, type BitmapOptions, changeBitmap, dirtyExtents, listBitmaps } from './tools/bitmap.ts';
+export { type CheckImageOptions, type CheckReport, checkImage } from './tools/check.ts';
+export { type CommitOptions, type CommitResult, commitImage } from './tools/commit.ts';
+export { type CompareOptions, type CompareResult, compareImages } from './tools/compare.ts';
+export {
+  type CacheMode,
+  type ConvertInput,
+  type ConvertOptions,
+  type ConvertResult,
+  type ConvertSource,
+  type ConvertTarget,
+  type ConvertWindow,
+  convertImage,
+} from './tools/convert.ts';
+export { type DetachOptions, type DetachResult, detachImage } from './tools/detach.ts';
+export { type BackingInfo, type ChildInfo, chainInfo, type ImageInfo, imageInfo } from './tools/info.ts';
+export { type MapOptions, mapImage, mapReferences } from './tools/map.ts';
+export { type MeasureOptions, measureImage } from './tools/measure.ts';
+export { type RebaseOptions, type RebaseResult, rebaseImage } from './tools/rebase.ts';
+export {
+  applySnapshot,
+  createSnapshot,
+  deleteSnapshot,
+  listSnapshots,
+  type SnapshotOptions,
+} from './tools/snapshot.ts';

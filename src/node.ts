@@ -4,7 +4,14 @@ import { fileURLToPath } from 'node:url';
 import type { Codecs } from './codec/codecs.ts';
 import { createCodecs } from './codec/create.ts';
 import type { Extent } from './core/extent.ts';
-import type { BitmapInfo, ByteRange, Measurement, SnapshotInfo, SnapshotSelector } from './core/format.ts';
+import type {
+  BitmapInfo,
+  ByteRange,
+  Measurement,
+  ReferenceRun,
+  SnapshotInfo,
+  SnapshotSelector,
+} from './core/format.ts';
 import type { BlockNode } from './core/node.ts';
 import type { ByteStore } from './core/store.ts';
 import { ALL_FORMATS } from './formats/all.ts';
@@ -98,6 +105,16 @@ export async function* mapImage(
   const { start, length, ...opening } = options;
   await using opened = await Opened.of(source, opening);
   yield* map.mapImage(opened.image, { start, length, signal: options.signal });
+}
+
+/** How often each part of an image's file is referred to; the image is opened and closed here when it is given by name.
+ *  @throws {@link BlockError} as `openImage` and the isomorphic `mapReferences`. */
+export async function* mapReferences(
+  source: FileName | Image,
+  options: Preset<open.OpenImageOptions> = {},
+): AsyncGenerator<ReferenceRun, void, undefined> {
+  await using opened = await Opened.of(source, { references: 'layer-only', ...options });
+  yield* map.mapReferences(opened.image, { signal: options.signal });
 }
 
 /** Compares two images, which are opened and closed here when they are given by name.

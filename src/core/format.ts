@@ -91,6 +91,9 @@ export interface FormatNode {
   /** Flushes what the format holds and leaves the children open. */
   close(): Promise<void>;
   info(): MaybePromise<FormatInfo>;
+  /** How often each part of the file is referred to, for formats that count it: runs of equal counts, in order, to the end of the file and of
+   *  what is counted. */
+  references?(): AsyncIterable<ReferenceRun>;
   readonly check?: CheckFacet;
   readonly snapshots?: SnapshotFacet | undefined;
   readonly vmState?: VmStateFacet | undefined;
@@ -124,6 +127,15 @@ export interface EpochSource {
   now(): number;
   /** Whether every request that had begun at or before `stamp` has ended. */
   ended(stamp: number): boolean;
+}
+
+/** Bytes of an image file that are referred to equally often. */
+export interface ReferenceRun {
+  /** In the file, bytes. */
+  readonly offset: number;
+  readonly length: number;
+  /** 0: free. Infinite where no number holds it. */
+  readonly refcount: number;
 }
 
 export interface FormatInfo {

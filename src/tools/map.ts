@@ -1,6 +1,8 @@
-/** Extents of an image, joined as `qemu-img map` joins them. */
+/** Extents of an image, joined as `qemu-img map` joins them; and how often each part of its file is referred to. */
 import { BlockError } from '../base/errors.ts';
+import { Pacer, throwIfAborted } from '../base/job.ts';
 import type { Extent } from '../core/extent.ts';
+import type { ReferenceRun } from '../core/format.ts';
 import type { Image } from '../image/image.ts';
 
 export interface MapOptions {
@@ -24,4 +26,27 @@ export function mapImage(image: Image, options: MapOptions = {}): AsyncIterable<
     });
   }
   return image.extents({ offset: start, length, signal });
+}
+
+/** Runs of the image's file with equal reference counts, in order: 0 is free, 1 the rule, more is shared with snapshots or by compressed
+ *  clusters. To the end of the file, and behind it as far as anything is counted. Of files that the image names nothing is counted.
+ *  @throws {@link BlockError} UNSUPPORTED, reason `map.references`, where the format counts none; CORRUPT. */
+export async function* mapReferences(
+  image: Image,
+  options: { readonly signal?: AbortSignal | undefined } = {},
+): AsyncGenerator<ReferenceRun, void, undefined> {
+  const { signal } = options;
+  const { format } = image.node;
+  if (format.references === undefined) {
+    throw new BlockError('UNSUPPORTED', `${image.format} "${image.name}": the format counts no references`, {
+      reason: 'map.references',
+      details: { format: image.format },
+    });
+  }
+  const pacer = new Pacer();
+  for await (const run of format.references()) {
+    throwIfAborted(signal);
+    yield run;
+    if (pacer.due) await pacer.pause(signal);
+  }
 }

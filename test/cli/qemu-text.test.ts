@@ -55,6 +55,7 @@ const WITHOUT: readonly string[] = [
   'create.size',
   'image.length',
   'map.range',
+  'map.references',
   'measure.input',
   'option.int-text',
   'option.unknown',

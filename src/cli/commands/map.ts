@@ -1,15 +1,24 @@
 /** `map`: where the ranges of a disk lie. */
 import { isBlockError } from '../../base/errors.ts';
-import { mapImage } from '../../tools/map.ts';
+import { mapImage, mapReferences } from '../../tools/map.ts';
 import type { Cli } from '../console.ts';
 import { loadDrivers } from '../drivers.ts';
 import { Failure } from '../failure.ts';
+import type { ImageSource } from '../image-source.ts';
 import { INT64_MAX, sizeArgument } from '../numbers.ts';
-import { openSource, using } from '../open.ts';
-import { humanMapRow, jsonMapRow, MAP_HEADER, type MapRow } from '../render/human.ts';
+import { type OpenChoices, openSource, using } from '../open.ts';
+import {
+  humanMapRow,
+  humanReferenceRow,
+  jsonMapRow,
+  jsonReferenceRow,
+  MAP_HEADER,
+  type MapRow,
+  REFERENCES_HEADER,
+} from '../render/human.ts';
 import { ioError } from '../render/qemu-text.ts';
 import type { Command } from '../verbs/index.ts';
-import { oneImage, openChoices, outputForm, scan, sourceOf } from './common.ts';
+import { oneImage, openChoices, outputForm, type Scanned, scan, sourceOf } from './common.ts';
 
 /** Characters collected before they are written. */
 const CHUNK = 32 * 1024;
@@ -26,6 +35,7 @@ export const runMap: Command = async (cli, args, spec) => {
   const operand = oneImage(given);
   const form = outputForm(given);
   const source = sourceOf(given, operand);
+  if (given.has('refcounts')) return await printReferences(cli, given, source, form);
   const image = await openSource(
     cli,
     await loadDrivers(cli.personality, false, given.objects),
@@ -46,6 +56,36 @@ export const runMap: Command = async (cli, args, spec) => {
     return 0;
   });
 };
+
+/** `--refcounts`: of the file alone; what it names stays unopened. */
+async function printReferences(cli: Cli, given: Scanned, source: ImageSource, form: 'human' | 'json'): Promise<number> {
+  for (const key of ['start-offset', 'max-length', 'compressed']) {
+    if (given.has(key)) throw new Failure(`--refcounts: --${key} is about the disk, and refcounts are about the file`);
+  }
+  const choices: OpenChoices = { ...openChoices(given), references: 'layer-only' };
+  const image = await openSource(cli, await loadDrivers(cli.personality, false, given.objects), source, choices);
+  return using(image, async () => {
+    const json = form === 'json';
+    const end = json ? ']\n' : '';
+    let text = json ? '[' : REFERENCES_HEADER;
+    let between = '';
+    try {
+      for await (const run of mapReferences(image, { signal: cli.signal })) {
+        text += json ? `${between}${jsonReferenceRow(run)}` : humanReferenceRow(run);
+        between = ',\n';
+        if (text.length < CHUNK) continue;
+        cli.out.write(text);
+        text = '';
+        if (cli.out.broken) return 0;
+      }
+    } catch (error) {
+      throw failure(cli, error);
+    } finally {
+      cli.out.write(text + end);
+    }
+    return 0;
+  });
+}
 
 function failure(cli: Cli, error: unknown): unknown {
   if (!isBlockError(error) || error.code === 'ABORTED' || error.code === 'INTERNAL') return error;

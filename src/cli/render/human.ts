@@ -1,6 +1,6 @@
 /** qemu-img's texts for people: sizes, info, check, map, compare, measure, progress. Pure: data in, text out.
  *  Invariant: every format here is C's printf as QEMU calls it, exact halves rounded to even included. */
-import type { SnapshotInfo } from '../../core/format.ts';
+import type { ReferenceRun, SnapshotInfo } from '../../core/format.ts';
 import { type JsonValue, orderedEntries } from './json.ts';
 
 const UNITS = ['', 'Ki', 'Mi', 'Gi', 'Ti', 'Pi', 'Ei'];
@@ -303,6 +303,18 @@ export function jsonMapRow(row: MapRow, withCompressed: boolean): string {
     `{ "start": ${row.start}, "length": ${row.length}, "depth": ${row.depth}, "present": ${row.present}, ` +
     `"zero": ${row.zero}, "data": ${row.data}${compressed}${offset}}`
   );
+}
+
+export const REFERENCES_HEADER = 'File offset     Length          Refcount\n';
+
+/** A line of `map --refcounts`. */
+export function humanReferenceRow({ offset, length, refcount }: ReferenceRun): string {
+  return `${alternateHex(offset)}${alternateHex(length)}${Number.isFinite(refcount) ? refcount : 'above 2^53'}\n`;
+}
+
+/** The same in JSON, on one line; a count that no number holds is `null`. */
+export function jsonReferenceRow({ offset, length, refcount }: ReferenceRun): string {
+  return `{ "offset": ${offset}, "length": ${length}, "refcount": ${Number.isFinite(refcount) ? refcount : null}}`;
 }
 
 /** The line that `-p` rewrites in place. */

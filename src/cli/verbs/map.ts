@@ -41,6 +41,15 @@ export const map: VerbSpec = {
       support: 'acts',
       only: 'cowdisk',
     },
+    {
+      key: 'refcounts',
+      moreLong: ['refcounts'],
+      help:
+        'instead: how often each part of FILE is referred to, as runs of equal counts; 0 is free, more than 1 is shared with snapshots ' +
+        'or by compressed clusters',
+      support: 'acts',
+      only: 'cowdisk',
+    },
     FORCE_SHARE,
     OBJECT,
     IMAGE_OPTS,
@@ -50,6 +59,7 @@ export const map: VerbSpec = {
   exitStatus: [],
   examples: [
     ['cowdisk map disk.qcow2', 'what is where'],
+    ['cowdisk map --refcounts disk.qcow2', 'what of the file is used, and by how many'],
     ['cowdisk map --json -s 1G -l 64M disk.qcow2', 'a part of it, for programs'],
   ],
   completes: 'file',

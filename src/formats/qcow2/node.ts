@@ -4,7 +4,7 @@
  *  dropped; close leaves no dropped space behind, stores bitmaps after all of that, and marks an image with lazy refcounts clean only after its
  *  refcounts are durable. */
 import type { MaybePromise, Pending } from '../../base/async.ts';
-import { alignUp } from '../../bytes/align.ts';
+import { alignUp, divCeil } from '../../bytes/align.ts';
 import type { Codecs } from '../../codec/codecs.ts';
 import type {
   AmendRun,
@@ -14,6 +14,7 @@ import type {
   EngineServices,
   FormatInfo,
   FormatNode,
+  ReferenceRun,
   SnapshotFacet,
   VmStateFacet,
   WritePlan,
@@ -77,6 +78,7 @@ export class Qcow2Node implements FormatNode {
   readonly #compressed: CompressedClusters;
   readonly #resize: Resize;
   readonly #metadata: MetadataMap;
+  readonly #refcounts: Refcounts;
   readonly #preallocation: PreallocatedMetadata;
   readonly #snapshots: Snapshots;
 
@@ -94,6 +96,7 @@ export class Qcow2Node implements FormatNode {
     this.children = children(state.file, dataFile, backing);
     this.#map = new ClusterMap(state);
     const refcounts = new Refcounts(state);
+    this.#refcounts = refcounts;
     const metadata = new MetadataMap(state, refcounts, settings.overlapCheck, placesOf(options.snapshots));
     this.#allocator = new Allocator(state, refcounts, metadata, settings.passDiscard);
     const tables = new L2Tables(state, this.#map, this.#allocator, metadata);
@@ -203,6 +206,14 @@ export class Qcow2Node implements FormatNode {
 
   checkDataWrite(child: number, hostOffset: number, length: number): Pending {
     return child === 0 ? this.#metadata.check(hostOffset, length) : undefined;
+  }
+
+  async *references(): AsyncGenerator<ReferenceRun> {
+    const { file, geometry } = this.#state;
+    const { clusterSize } = geometry;
+    for await (const { first, count, refcount } of this.#refcounts.runs(divCeil(file.size, clusterSize))) {
+      yield { offset: first * clusterSize, length: count * clusterSize, refcount };
+    }
   }
 
   async resize(virtualSize: number, preallocation: Preallocation | 'metadata'): Promise<void> {

@@ -291,6 +291,38 @@ export class Refcounts {
     return false;
   }
 
+  /** Runs of clusters with equal refcounts, in order, up to `clusters`, and as far behind as anything is counted. What no block counts has 0.
+   *  Refcounts that no number holds are infinite. */
+  async *runs(clusters: number): AsyncGenerator<{ first: number; count: number; refcount: number }> {
+    let first = 0;
+    let refcount = 0;
+    let at = 0;
+    while (at < clusters || divFloor(at, this.#perBlock) < this.#tableEntries) {
+      const found = this.#sliceOf(at);
+      const slice = isPromise(found) ? await found : found;
+      if (slice === undefined) {
+        if (refcount !== 0) {
+          yield { first, count: at - first, refcount };
+          first = at;
+          refcount = 0;
+        }
+        at = alignDown(at, this.#perBlock) + this.#perBlock;
+        continue;
+      }
+      const { view } = slice;
+      const end = alignDown(at, this.#perSlice) + this.#perSlice;
+      for (let index = at % this.#perSlice; at < end; at++, index++) {
+        const value = getRefcount(view, index, this.#order);
+        if (value === refcount) continue;
+        if (at > first) yield { first, count: at - first, refcount };
+        first = at;
+        refcount = value;
+      }
+    }
+    const end = refcount === 0 ? clusters : at;
+    if (end > first) yield { first, count: end - first, refcount };
+  }
+
   /** Every refcount block in use: host offsets, in table order. */
   async *blocks(): AsyncGenerator<number> {
     const { caches, header } = this.#state;
