@@ -46,6 +46,8 @@ export interface BitmapEntry {
   readonly tableOffset: number;
   /** Entries, not bytes. */
   readonly tableSize: number;
+  /** Where its flags are: offset in the file, bytes. */
+  readonly flagsAt: number;
 }
 
 /** @throws {@link BlockError} CORRUPT, reasons `qcow2.bitmap-directory-empty`, `qcow2.bitmap-directory-broken`, `qcow2.bitmap-directory-more`,
@@ -97,6 +99,7 @@ export async function readBitmapDirectory(
       auto: fixed.flags >= FLAG_AUTO,
       tableOffset: fixed.tableOffset,
       tableSize: fixed.tableSize,
+      flagsAt: directoryOffset + at + DirectoryEntry.fields.flags[0],
     });
     at += length;
   }

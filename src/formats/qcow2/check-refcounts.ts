@@ -133,9 +133,11 @@ export class StoredRefcounts {
     this.#counts = allocateCounts(run.geometry, clusters, run.name);
   }
 
-  /** Reads the refcounts of the first `clusters` clusters. */
-  static async load(run: CheckRun, table: DataView, clusters: number): Promise<StoredRefcounts> {
+  /** Reads the refcounts of the first `clusters` clusters.
+   *  @param quiet tells nothing of those that cannot be read */
+  static async load(run: CheckRun, table: DataView, clusters: number, quiet?: 'quiet'): Promise<StoredRefcounts> {
     const stored = new StoredRefcounts(run, table, clusters);
+    stored.#told = quiet !== undefined;
     await stored.#load();
     return stored;
   }

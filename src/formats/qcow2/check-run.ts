@@ -1,5 +1,6 @@
 /** One run of a check: its counters, its findings, its turns of the event loop. Shared by the passes; no knowledge of tables.
  *  Invariant: a counter changes only together with the finding it counts. */
+import type { Pending } from '../../base/async.ts';
 import { BlockError, errnoOf, isBlockError } from '../../base/errors.ts';
 import { Pacer, throwIfAborted } from '../../base/job.ts';
 import type { CheckFinding, CheckOptions, CheckResult } from '../../core/format.ts';
@@ -9,6 +10,8 @@ import type { Geometry } from './geometry.ts';
 import { headerGeometry, type Qcow2Header, writeIncompatible } from './header.ts';
 
 export interface CheckInput {
+  /** Repair only what qemu-img repairs too: what is done without being asked, when a dirty image is opened. */
+  readonly gentle?: boolean;
   /** The image file itself: caches above it have been flushed, and are reloaded after a repair. */
   readonly file: ByteStore;
   readonly header: Qcow2Header;
@@ -39,9 +42,13 @@ export class CheckRun {
   readonly fixLeaks: boolean;
   /** Repair corruptions too. */
   readonly fixErrors: boolean;
+  /** Repair what qemu-img leaves, too. */
+  readonly mends: boolean;
   /** Replaced when a repair moves a table. */
   header: Qcow2Header;
   counts: Counters = { ...NO_COUNTS };
+  /** Of the corruptions told so far, without the name of the format. */
+  readonly reasons = new Set<string>();
   allocation: AllocationCounters = { allocated: 0, fragmented: 0, compressed: 0 };
   readonly #options: CheckOptions;
   readonly #pacer = new Pacer();
@@ -56,6 +63,7 @@ export class CheckRun {
     this.geometry = headerGeometry(input.header);
     this.fixErrors = options.fix === 'all';
     this.fixLeaks = options.fix === 'all' || options.fix === 'leaks';
+    this.mends = this.fixErrors && input.gentle !== true;
     this.#options = options;
   }
 
@@ -85,6 +93,7 @@ export class CheckRun {
   /** A corruption that stays. */
   corruption(reason: string, message: string, details?: Readonly<Record<string, unknown>>): void {
     this.counts.corruptions++;
+    this.reasons.add(reason);
     this.find('corruption', reason, message, details);
   }
 
@@ -138,6 +147,10 @@ export class CheckRun {
     this.#phase = name;
     this.#done = 0;
     this.#total = total;
+  }
+
+  flushFile(): Pending {
+    return this.file.flush();
   }
 
   advance(bytes: number): void {

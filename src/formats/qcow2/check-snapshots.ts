@@ -7,8 +7,10 @@ import type { StoredRefcounts } from './check-refcounts.ts';
 import { blockOffsetAt } from './check-refcounts.ts';
 import type { CheckRun } from './check-run.ts';
 import { MAX_SNAPSHOTS, SNAPSHOT_HEADER_BYTES } from './geometry.ts';
+import { hasDataFile } from './header.ts';
 import { checkTable } from './header-checks.ts';
 import { HeaderV2 } from './header-fields.ts';
+import { locateSnapshotTable, mendSnapshotEntries } from './mend-snapshots.ts';
 import {
   encodeSnapshotTable,
   MAX_EXTRA_BYTES,
@@ -35,6 +37,26 @@ export async function readSnapshotsForCheck(run: CheckRun): Promise<CheckedSnaps
     run.find('note', 'snapshots-dropped', `Discarding ${dropped} overhanging snapshots`, { dropped });
     snapshotCount = MAX_SNAPSHOTS;
   }
+  if (run.mends && snapshotCount > 0 && hasDataFile(run.header)) {
+    dropped += snapshotCount;
+    run.find(
+      'note',
+      'snapshots-dropped',
+      `Discarding ${snapshotCount} snapshots (an image with a data file has none)`,
+      {
+        dropped: snapshotCount,
+      },
+    );
+    snapshotCount = 0;
+    run.header = { ...run.header, snapshotsOffset: 0 };
+  }
+  const moved = run.mends ? await locateSnapshotTable(run, snapshotCount) : undefined;
+  if (moved !== undefined) {
+    run.header = { ...run.header, snapshotsOffset: moved };
+    run.find('corruption', 'snapshot-table', `Repairing the offset of the snapshot table: 0x${moved.toString(16)}`, {
+      offset: moved,
+    });
+  }
   checkPointer(run, snapshotCount);
   const { snapshotsOffset, virtualSize } = run.header;
   const table = await readOrFail(
@@ -59,14 +81,19 @@ export async function readSnapshotsForCheck(run: CheckRun): Promise<CheckedSnaps
   );
   if (dropped > 0) {
     // the counts of references must be those of the snapshots that stay; what the others held becomes a leak
-    const count = new Uint8Array(4);
-    new DataView(count.buffer).setUint32(0, table.entries.length);
-    await run.file.write(HeaderV2.fields.snapshotCount[0], count);
+    const pointer = new Uint8Array(12);
+    const view = new DataView(pointer.buffer);
+    view.setUint32(0, table.entries.length);
+    setU64(view, 4, snapshotsOffset);
+    await run.file.write(HeaderV2.fields.snapshotCount[0], pointer);
     await run.file.flush();
     run.header = { ...run.header, snapshotCount: table.entries.length };
     run.counts.corruptionsFixed += dropped;
   }
-  return { ...table, toMend: cut + countIncomplete(run, table), tableCounted: false };
+  const incomplete = countIncomplete(run, table);
+  const { entries, mended } = run.mends ? await mendSnapshotEntries(run, table) : { entries: table.entries, mended: 0 };
+  const toMend = cut + incomplete + mended + (moved === undefined ? 0 : 1);
+  return { entries, size: table.size, toMend, tableCounted: false };
 }
 
 function checkPointer(run: CheckRun, snapshotCount: number): void {
@@ -153,13 +180,13 @@ export async function rewriteSnapshots(run: CheckRun, stored: StoredRefcounts, t
   const clusters = Math.ceil(bytes.length / clusterSize);
   const oldFirst = Math.floor(old.offset / clusterSize);
   const oldEnd = Math.ceil((old.offset + old.size) / clusterSize);
-  const gap = findFree(run, stored, clusters, oldFirst, oldEnd);
+  const gap = clusters === 0 ? 0 : findFree(run, stored, clusters, oldFirst, oldEnd);
   const first = gap ?? (await stored.extend(clusters));
   if (first === undefined) {
     run.obstacle('snapshot-table', 'ERROR failed to update snapshot table: No space left on device');
     throw run.failure('the refcount table has no room for the new snapshot table', 'ENOSPC');
   }
-  if (gap !== undefined) await setRefcounts(run, stored, first, clusters, () => 1);
+  if (gap !== undefined && clusters > 0) await setRefcounts(run, stored, first, clusters, () => 1);
   await run.file.flush();
   const offset = first * clusterSize;
   await run.file.write(offset, bytes);

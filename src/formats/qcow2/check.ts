@@ -5,7 +5,7 @@
  *  Write order of a repair: refcounts, then COPIED flags, then the snapshot table, then the header's dirty and corrupt bits; each step
  *  leaves an image that a later check can repair. Raised refcounts and leaks are safe at any time; a COPIED flag is set only on the
  *  basis of refcounts that are right. */
-import { ERRNO_TEXT, errnoOf } from '../../base/errors.ts';
+import { ERRNO_TEXT, errnoOf, isBlockError } from '../../base/errors.ts';
 import type { CheckOptions, CheckResult } from '../../core/format.ts';
 import { type BitmapEntry, bitmapClusterAt, readBitmapDirectory } from './bitmap-directory.ts';
 import { compareRefcounts } from './check-compare.ts';
@@ -15,11 +15,13 @@ import { countL1 } from './check-l2.ts';
 import type { OverlapRanges } from './check-overlap.ts';
 import { countRefcountBlocks, readRefcountTable, StoredRefcounts } from './check-refcounts.ts';
 import { References } from './check-references.ts';
-import { type CheckInput, CheckRun } from './check-run.ts';
+import { type CheckInput, CheckRun, type Counters } from './check-run.ts';
 import { type CheckedSnapshots, readSnapshotsForCheck, rewriteSnapshots } from './check-snapshots.ts';
 import { INCOMPATIBLE } from './features.ts';
 import { MAX_L1_BYTES, TABLE_ENTRY_BYTES } from './geometry.ts';
 import { hasDataFile, writeIncompatible } from './header.ts';
+import { mendTables } from './mend.ts';
+import { dropBitmaps, invalidateBitmap, isUsable } from './mend-bitmaps.ts';
 import { rebuildRefcounts } from './rebuild.ts';
 import type { SnapshotEntry } from './snapshot-table.ts';
 
@@ -46,7 +48,9 @@ export async function checkImageTables(input: CheckInput, options: CheckOptions)
       .map(({ l1Offset, l1Size }) => ({ offset: l1Offset, size: l1Size })),
     refcountTable: await readRefcountTable(run),
   };
-  const broken = await countAll(run, references, overlaps, snapshots);
+  const untouched = { ...run.counts };
+  let broken = await countAll(run, references, overlaps, snapshots);
+  if (run.mends) broken = await mend(run, references, overlaps, snapshots, { broken, untouched });
   const beforeComparison = { ...run.counts };
   let stored = await StoredRefcounts.load(run, overlaps.refcountTable, references.clusters);
   let { highest, rebuild } = await compareRefcounts(run, references, stored, { leaks: false, errors: false });
@@ -68,6 +72,25 @@ export async function checkImageTables(input: CheckInput, options: CheckOptions)
   await mendSnapshots(run, stored, snapshots);
   await finish(run);
   return run.result((highest + 1) * clusterSize);
+}
+
+/** What qemu-img does not repair is mended, and everything counted again.
+ *  @returns true when the refcount structures must be built anew. */
+async function mend(
+  run: CheckRun,
+  references: References,
+  overlaps: OverlapRanges,
+  snapshots: CheckedSnapshots,
+  before: { readonly broken: boolean; readonly untouched: Counters },
+): Promise<boolean> {
+  const mended = await mendTables(run, references, overlaps);
+  if (mended === 0) return before.broken;
+  const found = run.counts.corruptions;
+  run.counts.corruptions = before.untouched.corruptions;
+  references.clear();
+  const broken = await countAll(run, references, overlaps, snapshots);
+  run.counts.corruptionsFixed += Math.max(mended, found - run.counts.corruptions);
+  return broken;
 }
 
 /** With `-r leaks` only when everything else is right: the flags are then known to be wrong, and not the refcounts. */
@@ -145,32 +168,45 @@ async function countBitmaps(run: CheckRun, references: References): Promise<void
   const { bitmaps, virtualSize } = run.header;
   if (bitmaps === undefined) return;
   const { clusterSize } = run.geometry;
-  references.add(bitmaps.directoryOffset, bitmaps.directorySize);
   let entries: readonly BitmapEntry[];
   try {
     entries = await readBitmapDirectory(run.file, bitmaps, virtualSize, clusterSize, run.name);
   } catch (error) {
+    const why = error instanceof Error ? error.message : String(error);
+    if (run.mends && isBlockError(error) && error.code === 'CORRUPT') return await dropBitmaps(run, why);
     // qemu-img prints no line for it
-    run.corruption('bitmap-directory', error instanceof Error ? error.message : String(error), { silent: true });
+    run.corruption('bitmap-directory', why, { silent: true });
     throw run.failure('the bitmap directory cannot be read', 'EINVAL', error);
   }
-  for (const { name, tableOffset, tableSize } of entries) {
-    references.add(tableOffset, tableSize * TABLE_ENTRY_BYTES);
-    const table = new Uint8Array(tableSize * TABLE_ENTRY_BYTES);
-    await run.file.read(tableOffset, table);
-    const view = new DataView(table.buffer);
-    for (let index = 0; index < tableSize; index++) {
-      const offset = bitmapClusterAt(view, index, clusterSize);
-      if (offset === undefined) {
-        run.corruption('bitmap-table', `entry ${index} in the table of bitmap '${name}' is corrupt`, {
-          silent: true,
-          index,
-        });
-        throw run.failure(`the table of bitmap '${name}' is corrupt`, 'EINVAL');
-      }
-      if (offset !== 0) references.add(offset, clusterSize);
-      if (run.restDue) await run.rest();
+  if (run.mends && !entries.every((entry) => references.covers(entry.tableOffset, entry.tableSize * TABLE_ENTRY_BYTES)))
+    return await dropBitmaps(run, 'a bitmap table lies past the end of the file');
+  references.add(bitmaps.directoryOffset, bitmaps.directorySize);
+  for (const entry of entries) await countBitmap(run, references, entry);
+}
+
+async function countBitmap(run: CheckRun, references: References, entry: BitmapEntry): Promise<void> {
+  const { clusterSize } = run.geometry;
+  const { name, tableOffset, tableSize } = entry;
+  references.add(tableOffset, tableSize * TABLE_ENTRY_BYTES);
+  const table = new Uint8Array(tableSize * TABLE_ENTRY_BYTES);
+  await run.file.read(tableOffset, table);
+  const view = new DataView(table.buffer);
+  if (run.mends) {
+    let usable = true;
+    for (let index = 0; usable && index < tableSize; index++) usable = isUsable(run, view, index);
+    if (!usable) await invalidateBitmap(run, entry, view);
+  }
+  for (let index = 0; index < tableSize; index++) {
+    const offset = bitmapClusterAt(view, index, clusterSize);
+    if (offset === undefined) {
+      run.corruption('bitmap-table', `entry ${index} in the table of bitmap '${name}' is corrupt`, {
+        silent: true,
+        index,
+      });
+      throw run.failure(`the table of bitmap '${name}' is corrupt`, 'EINVAL');
     }
+    if (offset !== 0) references.add(offset, clusterSize);
+    if (run.restDue) await run.rest();
   }
 }
 

@@ -62,7 +62,7 @@ export async function repairDirty(state: Qcow2State): Promise<void> {
     broken ||= reason === 'qcow2.rebuild-failed';
   };
   try {
-    const input = { file: state.file, header: state.header, name: state.name };
+    const input = { file: state.file, header: state.header, name: state.name, gentle: true };
     result = await checkImageTables(input, { fix: 'all', onFinding });
   } catch (error) {
     throw failed(error, isBlockError(error) ? error.message : String(error));

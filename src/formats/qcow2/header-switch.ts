@@ -5,17 +5,26 @@
  *  flush; then the bytes that nothing refers to any more are cleared. Where both want the same bytes, names step aside first, each step made
  *  in that order. Where even that does not help (extensions that cross the first sector and change there), it is one write of the whole
  *  cluster, as everywhere in this room. */
+import type { Pending } from '../../base/async.ts';
 import { alignUp } from '../../bytes/align.ts';
+import type { ByteStore } from '../../core/store.ts';
 import { extensionsEnd } from './extensions.ts';
 import { encodeHeader, type Qcow2Header } from './header.ts';
 import { HEADER_V3_AT, HeaderV2, HeaderV3 } from './header-fields.ts';
-import type { Qcow2State } from './image-state.ts';
 
 const SECTOR = 512;
 
+/** Who has the header in memory. */
+export interface HeaderHolder {
+  readonly file: ByteStore;
+  readonly name: string;
+  header: Qcow2Header;
+  flushFile(): Pending;
+}
+
 /** Ends when the file holds `next`, durably; `state.header` is `next` then.
  *  @throws {@link BlockError} NO_SPACE, reason `qcow2.header-space`, before anything is written; what the file throws. */
-export async function switchHeader(state: Qcow2State, next: Qcow2Header): Promise<void> {
+export async function switchHeader(state: HeaderHolder, next: Qcow2Header): Promise<void> {
   const { file, name } = state;
   const target = new FirstCluster(encodeHeader(next, name));
   const bytes = new Uint8Array(target.bytes.length);
@@ -89,7 +98,7 @@ function canFollow(from: FirstCluster, to: FirstCluster): boolean {
   return true;
 }
 
-async function step(state: Qcow2State, from: FirstCluster, to: FirstCluster): Promise<void> {
+async function step(state: HeaderHolder, from: FirstCluster, to: FirstCluster): Promise<void> {
   const { file } = state;
   const end = Math.max(from.end, to.end);
   if (end > SECTOR) {
