@@ -46,6 +46,10 @@ export interface BitmapEntry {
   readonly tableOffset: number;
   /** Entries, not bytes. */
   readonly tableSize: number;
+}
+
+/** An entry that was read. */
+export interface LocatedBitmapEntry extends BitmapEntry {
   /** Where its flags are: offset in the file, bytes. */
   readonly flagsAt: number;
 }
@@ -58,14 +62,14 @@ export async function readBitmapDirectory(
   virtualSize: number,
   clusterSize: number,
   name: string,
-): Promise<BitmapEntry[]> {
+): Promise<LocatedBitmapEntry[]> {
   const { directoryOffset, directorySize, count } = pointer;
   if (directorySize === 0) throw fault(name, 'directory-empty', 'bitmap directory of size 0');
   // a directory that claims to be larger than the file is zeros from there on: an entry of zeros breaks a constraint
   const present = Math.max(0, Math.min(directorySize, file.size - directoryOffset));
   const directory = new Uint8Array(Math.min(directorySize, present + DirectoryEntry.size));
   await file.read(directoryOffset, directory);
-  const entries: BitmapEntry[] = [];
+  const entries: LocatedBitmapEntry[] = [];
   let at = 0;
   while (at < directorySize) {
     if (at + DirectoryEntry.size > directorySize) throw broken(name, directoryOffset + at);

@@ -7,7 +7,7 @@
  *  basis of refcounts that are right. */
 import { ERRNO_TEXT, errnoOf, isBlockError } from '../../base/errors.ts';
 import type { CheckOptions, CheckResult } from '../../core/format.ts';
-import { type BitmapEntry, bitmapClusterAt, readBitmapDirectory } from './bitmap-directory.ts';
+import { bitmapClusterAt, type LocatedBitmapEntry, readBitmapDirectory } from './bitmap-directory.ts';
 import { compareRefcounts } from './check-compare.ts';
 import { checkCopied } from './check-copied.ts';
 import { MAX_CLUSTERS } from './check-counts.ts';
@@ -168,7 +168,7 @@ async function countBitmaps(run: CheckRun, references: References): Promise<void
   const { bitmaps, virtualSize } = run.header;
   if (bitmaps === undefined) return;
   const { clusterSize } = run.geometry;
-  let entries: readonly BitmapEntry[];
+  let entries: readonly LocatedBitmapEntry[];
   try {
     entries = await readBitmapDirectory(run.file, bitmaps, virtualSize, clusterSize, run.name);
   } catch (error) {
@@ -184,7 +184,7 @@ async function countBitmaps(run: CheckRun, references: References): Promise<void
   for (const entry of entries) await countBitmap(run, references, entry);
 }
 
-async function countBitmap(run: CheckRun, references: References, entry: BitmapEntry): Promise<void> {
+async function countBitmap(run: CheckRun, references: References, entry: LocatedBitmapEntry): Promise<void> {
   const { clusterSize } = run.geometry;
   const { name, tableOffset, tableSize } = entry;
   references.add(tableOffset, tableSize * TABLE_ENTRY_BYTES);

@@ -3,7 +3,7 @@
  *  Spec: qcow2, "Bitmaps extension", "Bitmap directory", "Bitmap table".
  *  Write order: a bitmap is marked as not to be trusted → flush → its bad table entries are cleared. A directory that makes no sense goes as a
  *  whole: the feature bit is cleared → flush → the extension leaves the header. */
-import { type BitmapEntry, bitmapClusterAt } from './bitmap-directory.ts';
+import { bitmapClusterAt, type LocatedBitmapEntry } from './bitmap-directory.ts';
 import type { CheckRun } from './check-run.ts';
 import { AUTOCLEAR } from './features.ts';
 import { TABLE_ENTRY_BYTES } from './geometry.ts';
@@ -26,7 +26,7 @@ export async function dropBitmaps(run: CheckRun, why: string): Promise<void> {
 
 /** A bitmap whose table names places that cannot be: it becomes inconsistent, as one that was not written back.
  *  @param table its content; changed */
-export async function invalidateBitmap(run: CheckRun, bitmap: BitmapEntry, table: DataView): Promise<void> {
+export async function invalidateBitmap(run: CheckRun, bitmap: LocatedBitmapEntry, table: DataView): Promise<void> {
   const { clusterSize } = run.geometry;
   const flags = new Uint8Array(4);
   await run.file.read(bitmap.flagsAt, flags);
