@@ -30,7 +30,8 @@ export async function invalidateBitmap(run: CheckRun, bitmap: LocatedBitmapEntry
   const { clusterSize } = run.geometry;
   const flags = new Uint8Array(4);
   await run.file.read(bitmap.flagsAt, flags);
-  flags[3] = ((flags[3] as number) | 1) & 0xff;
+  const lowest = flags[3] as number;
+  flags[3] = lowest - (lowest % 2) + 1;
   await run.file.write(bitmap.flagsAt, flags);
   await run.file.flush();
   let cleared = 0;
