@@ -36,6 +36,12 @@ export const LUKS_TEXTS: Readonly<Record<string, TextRule>> = {
 
   // unlocking and key slots
   'luks.password': 'Invalid password, cannot unlock any keyslot',
+  'luks.amend-state': "Parameter 'state' is missing",
+  'luks.amend-state-value': ({ value }) => `Parameter 'state' does not accept value '${value}'`,
+  'luks.amend-new-missing': "'new-secret' is required to activate a keyslot",
+  'luks.amend-old-given': "'old-secret' must not be given when activating keyslots",
+  'luks.amend-new-given': "'new-secret' must not be given when erasing keyslots",
+  'luks.amend-iter-given': "'iter-time' must not be given when erasing keyslots",
   'luks.slot': ({ slot, bound }) => `Invalid keyslot ${slot} specified, must be between 0 and ${bound}`,
   'luks.slots-full': "Can't add a keyslot - all keyslots are in use",
   'luks.slot-active': ({ slot }) => `Refusing to overwrite active keyslot ${slot} - please erase it first`,

@@ -9,7 +9,7 @@ import { createLuksImage } from './create.ts';
 import { requireKeySecret, subjectOf } from './fault.ts';
 import { measureLuks } from './measure.ts';
 import { type DiskCiphers, LuksNode } from './node.ts';
-import { createOptions, type LuksOpenOptions, openOptions } from './options.ts';
+import { amendOptions, createOptions, type LuksOpenOptions, openOptions } from './options.ts';
 
 /** @throws {@link BlockError} ENCRYPTED `luks.key-secret`, `luks.password`; NOT_FOUND `secret.missing`; as `parseLuksHeader` and `LuksVolume.unlock`;
  *  as `openReference` for the header's own file. */
@@ -23,7 +23,7 @@ async function open(context: OpenContext, options: LuksOpenOptions): Promise<Luk
       detached: header !== undefined,
     });
     const sectors = passphrase === undefined ? undefined : await unlock(volume, passphrase, context);
-    return new LuksNode(context, volume, sectors, header);
+    return new LuksNode(context, volume, sectors, header, options.keySecret);
   } finally {
     passphrase?.fill(0);
   }
@@ -51,6 +51,7 @@ export const luks = defineFormat({
   capabilities: { create: true, write: true, backing: false, compress: false, check: false, zeroInit: false },
   openOptions,
   createOptions,
+  amendOptions,
   probe: ({ head }) => (isLuks(head) ? 100 : 0),
   open,
   create: createLuksImage,

@@ -4,15 +4,25 @@
  *  when the image closes. */
 import type { Pending } from '../../base/async.ts';
 import { alignUp } from '../../bytes/align.ts';
-import type { DataTransform, FormatInfo, FormatNode, OpenContext, WritePlan } from '../../core/format.ts';
+import type {
+  AmendRun,
+  DataTransform,
+  FormatInfo,
+  FormatNode,
+  OpenContext,
+  Secrets,
+  WritePlan,
+} from '../../core/format.ts';
 import type { BlockNode, Child } from '../../core/node.ts';
 import type { RunList } from '../../core/run.ts';
 import type { Preallocation } from '../../core/store.ts';
+import { amendKeys } from '../../crypto/amend-luks.ts';
 import type { BulkSectors } from '../../crypto/bulk.ts';
 import type { LuksVolume } from '../../crypto/luks.ts';
 import { type SectorCipher, sectorTransform } from '../../crypto/sector-cipher.ts';
 import { SECTOR } from '../../crypto/sectors.ts';
-import { luksFault } from './fault.ts';
+import { luksFault, requireKeySecret, subjectOf } from './fault.ts';
+import type { LuksAmendOptions } from './options.ts';
 
 /** The key of the disk, in this thread and on others. */
 export interface DiskCiphers {
@@ -35,13 +45,17 @@ export class LuksNode implements FormatNode {
   readonly #volume: LuksVolume;
   readonly #ciphers: DiskCiphers | undefined;
   readonly #detached: boolean;
+  readonly #keySecret: string | undefined;
+  readonly #secret: Secrets;
 
-  /** @param ciphers `undefined` where only facts are asked for @param header the file of a detached header */
+  /** @param ciphers `undefined` where only facts are asked for @param header the file of a detached header
+   *  @param keySecret id of the secret that opened it */
   constructor(
     context: OpenContext,
     volume: LuksVolume,
     ciphers: DiskCiphers | undefined,
     header: BlockNode | undefined,
+    keySecret: string | undefined,
   ) {
     this.readOnly = context.readOnly;
     this.#file = context.file;
@@ -49,6 +63,8 @@ export class LuksNode implements FormatNode {
     this.#volume = volume;
     this.#ciphers = ciphers;
     this.#detached = header !== undefined;
+    this.#keySecret = keySecret;
+    this.#secret = context.secret;
     this.transform =
       ciphers === undefined ? locked(context.name) : sectorTransform(ciphers.here, 'guest', ciphers.bulk);
     this.children = [
@@ -96,6 +112,19 @@ export class LuksNode implements FormatNode {
       );
     }
     await this.#file.truncate(payloadOffset + virtualSize, { preallocation });
+  }
+
+  /** @throws {@link BlockError} as `amendKeys`. */
+  async amend(options: LuksAmendOptions, { force, signal, onProgress }: AmendRun): Promise<void> {
+    onProgress?.({ phase: 'amend', done: 0, total: 1 });
+    await amendKeys(this.#volume, options, {
+      subject: subjectOf(this.#name),
+      keySecret: requireKeySecret(this.#keySecret, this.#name),
+      secret: this.#secret,
+      force,
+      signal,
+    });
+    onProgress?.({ phase: 'amend', done: 1, total: 1 });
   }
 
   flush(): Pending {

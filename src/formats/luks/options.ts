@@ -1,6 +1,6 @@
-/** Open and create options of luks, under QEMU's names. Spec: QEMU's `driver=luks` and `qemu-img create -f luks -o help`.
+/** Open, create and amend options of luks, under QEMU's names. Spec: QEMU's `driver=luks` and `qemu-img create -f luks -o help`.
  *  Data only; what the algorithms allow together is the crypto room's business. */
-import { bool, choice, defineOptions, int, type OptionsOf, size, text } from '../../base/options.ts';
+import { bool, choice, defineOptions, int, type OptionsInput, type OptionsOf, size, text } from '../../base/options.ts';
 
 export const openOptions = defineOptions({
   keySecret: text({ cli: 'key-secret', help: 'ID of the secret that provides the keyslot passphrase' }),
@@ -43,3 +43,14 @@ export const createOptions = defineOptions({
 });
 
 export type LuksCreateOptions = OptionsOf<typeof createOptions>;
+
+/** Key slots, as `qemu-img amend` changes them. */
+export const amendOptions = defineOptions({
+  state: text({ help: 'Select new state of affected keyslots (active/inactive)' }),
+  newSecret: text({ cli: 'new-secret', help: 'New secret to set in the matching keyslots. Empty string to erase' }),
+  oldSecret: text({ cli: 'old-secret', help: 'Select all keyslots that match this password' }),
+  keyslot: int({ help: 'Select a single keyslot to modify explicitly' }),
+  iterTime: int({ cli: 'iter-time', help: 'Time to spend in PBKDF in milliseconds' }),
+});
+
+export type LuksAmendOptions = OptionsInput<typeof amendOptions>;

@@ -178,3 +178,80 @@ describe('the disk in a luks image', () => {
     await expect(measureImage(options)).rejects.toMatchObject({ reason: 'luks.key-secret' });
   });
 });
+
+describe('amending a luks image', () => {
+  const amended = async (files: MemoryFiles, changes: Record<string, unknown>, force = false): Promise<void> => {
+    await using image = await open(files, 'a.luks', { readOnly: false });
+    await image.amend(changes, { force });
+  };
+  const opens = async (files: MemoryFiles, keySecret: string): Promise<boolean> => {
+    try {
+      await (await open(files, 'a.luks', { options: { keySecret } })).close();
+      return true;
+    } catch {
+      return false;
+    }
+  };
+
+  it('adds a key in a free slot, or in the one that is named, and erases by password or by number', async () => {
+    const files = await withImage(4096);
+    const steps: string[] = [];
+    {
+      await using image = await open(files, 'a.luks', { readOnly: false });
+      await image.write(0, seeded(4096));
+      const run = { onProgress: ({ done, total }: { done: number; total: number }) => steps.push(`${done}/${total}`) };
+      await image.amend({ state: 'active', newSecret: 'other', iterTime: 0 }, run);
+      // The image stays open, with what it was opened with.
+      expect(await image.read(0, 4096)).toEqual(seeded(4096));
+      await image.amend({ state: 'active', newSecret: 'other', keyslot: 7, iterTime: 0 });
+    }
+    expect(steps).toEqual(['0/1', '1/1']);
+    expect(await opens(files, 'other')).toBe(true);
+    await amended(files, { state: 'inactive', keyslot: 0 });
+    expect([await opens(files, 'key'), await opens(files, 'other')]).toEqual([false, true]);
+    await using image = await open(files, 'a.luks', { readOnly: false, options: { keySecret: 'other' } });
+    await image.amend({ state: 'active', newSecret: 'key', iterTime: 0 });
+    await image.amend({ state: 'inactive', oldSecret: 'other' });
+    expect([await opens(files, 'key'), await opens(files, 'other')]).toEqual([true, false]);
+    expect(await image.read(0, 4096)).toEqual(seeded(4096));
+  });
+
+  it.each([
+    [{}, 'luks.amend-state'],
+    [{ state: 'gone' }, 'luks.amend-state-value'],
+    [{ state: 'active' }, 'luks.amend-new-missing'],
+    [{ state: 'active', newSecret: 'other', oldSecret: 'key' }, 'luks.amend-old-given'],
+    [{ state: 'active', newSecret: 'nobody' }, 'secret.missing'],
+    [{ state: 'active', newSecret: 'other', keyslot: 8 }, 'luks.slot'],
+    [{ state: 'active', newSecret: 'other', keyslot: 0 }, 'luks.slot-active'],
+    [{ state: 'inactive' }, 'luks.erase-what'],
+    [{ state: 'inactive', newSecret: 'other', keyslot: 0 }, 'luks.amend-new-given'],
+    [{ state: 'inactive', keyslot: 0, iterTime: 10 }, 'luks.amend-iter-given'],
+    [{ state: 'inactive', oldSecret: 'nobody' }, 'secret.missing'],
+    [{ state: 'inactive', oldSecret: 'other' }, 'luks.no-match'],
+    [{ state: 'inactive', keyslot: 0, oldSecret: 'other' }, 'luks.old-password'],
+    [{ state: 'inactive', keyslot: 3 }, 'luks.slot-inactive'],
+    [{ state: 'inactive', keyslot: 0 }, 'luks.last-slot'],
+    [{ state: 'inactive', oldSecret: 'key' }, 'luks.all-slots'],
+  ])('refuses %o for the reason %s, and changes nothing', async (changes, reason) => {
+    const files = await withImage(512);
+    const before = files.bytes('a.luks');
+    await expect(amended(files, changes)).rejects.toMatchObject({ reason });
+    expect(Buffer.compare(files.bytes('a.luks'), before)).toBe(0);
+  });
+
+  it('erases the last key only when it is forced to', async () => {
+    const files = await withImage(512);
+    await amended(files, { state: 'inactive', keyslot: 0 }, true);
+    expect(await opens(files, 'key')).toBe(false);
+    // What was there of it is overwritten.
+    const header = await luksHeader();
+    expect(Buffer.compare(files.bytes('a.luks').subarray(4096, 260_096), header.subarray(4096, 260_096))).not.toBe(0);
+  });
+
+  it('needs an image that is open for writing', async () => {
+    const files = await withImage(512);
+    await using image = await open(files, 'a.luks');
+    await expect(image.amend({ state: 'inactive', keyslot: 0 })).rejects.toMatchObject({ code: 'READ_ONLY' });
+  });
+});
