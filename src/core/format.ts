@@ -225,6 +225,8 @@ export interface BitmapRequest {
  *  @throws {@link BlockError} NOT_FOUND for a name that no bitmap has; INVALID_ARGUMENT for what cannot be recorded; UNSUPPORTED where
  *  this image cannot have bitmaps; TOO_LARGE; CORRUPT, also for the use of an inconsistent one. */
 export interface BitmapFacet {
+  /** Bitmaps can be made here; not where only other versions of the format have them. */
+  readonly available: boolean;
   /** Oldest first. */
   list(): Promise<readonly BitmapInfo[]>;
   add(request: BitmapRequest): Promise<void>;

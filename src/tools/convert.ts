@@ -9,6 +9,7 @@ import type { BackingChoice, CreatePlan } from '../image/create.ts';
 import { Image } from '../image/image.ts';
 import { type ImageDrivers, type OpenImageOptions, type OpenOptionsInput, openImage } from '../image/open.ts';
 import type { ReferencePolicy } from '../image/references.ts';
+import { bitmapsToCopy, copyBitmaps, requireBitmapTarget } from './convert-bitmaps.ts';
 import { DiskCopy } from './convert-copy.ts';
 import { SourceDisk, type SourcePart } from './convert-source.ts';
 import {
@@ -74,6 +75,10 @@ export interface ConvertOptions extends JobOptions, ImageDrivers {
   readonly outOfOrder?: boolean | undefined;
   /** Default `unsafe`. */
   readonly cache?: CacheMode | undefined;
+  /** Copy the dirty bitmaps of the source, of which there is one then: `all` of them, or those that are `usable`. Default: none. */
+  readonly bitmaps?: 'all' | 'usable' | undefined;
+  /** Told of an inconsistent bitmap that is left out. */
+  readonly onBitmapSkipped?: ((name: string) => void) | undefined;
   /** Bytes of tables kept in memory, for each source and for the target. Default 32 MiB. */
   readonly cacheBytes?: number | undefined;
   /** Bytes of the joint disk. */
@@ -106,8 +111,8 @@ const MAX_SPARSE = 16 * MiB;
  *  Devices, pipes and `existing` targets are written in place.
  *  @throws {@link BlockError} Before anything is touched: OPTION and INVALID_ARGUMENT (`convert.no-input`, `convert.sparse-size`, `convert.parallel`,
  *  `convert.rate`, `convert.window`, `convert.window-backing`, `convert.compress-unsupported`, `convert.zero-needs-existing`, `convert.options-existing`, `convert.concat-backing`,
- *  `convert.target-is-input`, `convert.target-small`, `convert.no-backing`, those of `planCreate` and `openImage`). Later: `convert.read`, `convert.status`
- *  and `convert.write` (details `{ name, offset }`, cause); `convert.forward` (UNSUPPORTED); when the target was written in place, `details.incomplete`
+ *  `convert.target-is-input`, `convert.target-small`, `convert.bitmaps-concat`, `convert.bitmaps-source`, `convert.bitmaps-inconsistent`, `convert.bitmaps-target`, `convert.no-backing`, those of `planCreate` and `openImage`). Later: `convert.read`, `convert.status`
+ *  and `convert.write` (details `{ name, offset }`, cause); `convert.bitmap-create`, `convert.bitmap-populate`; `convert.forward` (UNSUPPORTED); when the target was written in place, `details.incomplete`
  *  is true and the message says so. */
 export async function convertImage(
   sources: readonly ConvertInput[],
@@ -221,10 +226,13 @@ async function convertOpened(
   };
   const parts = await partsOf(windows, target, options);
   const source = new SourceDisk(parts, options.salvage === true ? { onLoss } : undefined);
+  const bitmaps = await bitmapsToCopy(windows, options);
   const open = await openTarget(target, source.size, inputs, options);
   try {
+    requireBitmapTarget(open.image, options);
     const copy = newCopy(source, open, options);
     await copy.run();
+    await copyBitmaps(bitmaps, images[0] as Image, open.image, options);
     await open.commit();
     const probed = target.existing === true ? [...images, open.image] : images;
     const probedRaw = probed.filter((image) => image.probedRaw).map((image) => image.name);

@@ -19,6 +19,9 @@ const QEMU_OPTIONS: Readonly<Record<string, string>> = {
   bench:
     '-h --help -f --format -w --write -c --count -d --depth -s --buffer-size -S --step-size -o --offset --pattern --flush-interval --no-drain ' +
     '-t --cache -i --aio -n --native -q --quiet -U --force-share --object --image-opts',
+  bitmap:
+    '-h --help --add --remove --clear --enable --disable --merge -b --source-file -F --source-format -g --granularity -f --format ' +
+    '--object --image-opts',
   check: '-h --help -f --format -r --repair --output -q --quiet -U --force-share -T --cache --object --image-opts',
   commit:
     '-h --help -f --format -t --cache -b --base -d --drop -r --rate-limit -p --progress -q --quiet --object --image-opts',

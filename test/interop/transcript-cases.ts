@@ -3,6 +3,7 @@
 import { AMEND_CASES } from './change-cases.ts';
 
 import { BENCH_CASES } from './transcript-cases-bench.ts';
+import { BITMAP_CASES, BITMAP_DAMAGE, BITMAP_FIXTURES } from './transcript-cases-bitmaps.ts';
 import { DD_CASES } from './transcript-cases-dd.ts';
 import { SECRET_CASES } from './transcript-cases-encryption.ts';
 
@@ -125,6 +126,7 @@ export const FIXTURES: Readonly<
   },
   'huge.qcow2': { make: ['qemu-img create -q -f qcow2 huge.qcow2 3T', "qemu-io -c 'write -P 1 2T 1k' huge.qcow2"] },
   'empty.qcow2': { make: ['qemu-img create -q -f qcow2 empty.qcow2 0'] },
+  ...BITMAP_FIXTURES,
 };
 
 /** Plain files of the fixture directory, by content. */
@@ -143,6 +145,7 @@ export const DAMAGED: Readonly<
     { readonly from: string; readonly at: readonly (readonly [offset: number, bytes: readonly number[]])[] }
   >
 > = {
+  ...BITMAP_DAMAGE,
   // L2 entry of guest cluster 1: gone, so that its cluster leaks
   'leak.qcow2': { from: 'a.qcow2', at: [[0x40008, [0, 0, 0, 0, 0, 0, 0, 0]]] },
   // refcount of cluster 5: 0 although in use
@@ -476,6 +479,7 @@ export const CASES: readonly (string | Case)[] = [
   ...SECRET_CASES,
   ...DD_CASES,
   ...BENCH_CASES,
+  ...BITMAP_CASES,
 
   // ---- create: backing files
   'create -f qcow2 -b a.qcow2 x.qcow2',
@@ -983,10 +987,7 @@ export const CASES: readonly (string | Case)[] = [
   'create -q -f qcow2 x 1M; convert -n --target-is-zero -O qcow2 a.raw x; check x; map --output=json x; compare x a.raw',
   'convert -n -O qcow2 a.raw corruptbit.qcow2',
   'convert -n -O qcow2 a.raw dirty.qcow2; check dirty.qcow2; compare dirty.qcow2 a.raw',
-  {
-    line: 'convert -n -O qcow2 a.raw bitmaps.qcow2; check bitmaps.qcow2; info bitmaps.qcow2',
-    differs: 'bitmaps are not tracked yet: they are given up, and that is said',
-  },
+  'convert -n -O qcow2 a.raw bitmaps.qcow2; check -q bitmaps.qcow2; info bitmaps.qcow2',
   'convert -n -O qcow2 a.raw b.qcow2; compare b.qcow2 a.raw; check -q b.qcow2',
   'convert -n -O qcow2 a.raw ext.qcow2; compare ext.qcow2 a.raw; check -q ext.qcow2',
   {
@@ -1252,7 +1253,7 @@ export const CASES: readonly (string | Case)[] = [
   'rebase -u -b top.qcow2 -F qcow2 top.qcow2; info top.qcow2',
   'rebase -u -b a.qcow2 -F qcow2 broken.qcow2; info broken.qcow2; compare broken.qcow2 a.qcow2',
   'rebase -u -b a.qcow2 -F qcow2 v2.qcow2; info v2.qcow2; check v2.qcow2',
-  { line: 'rebase -u -b a.qcow2 -F qcow2 bitmaps.qcow2', differs: 'bitmaps are not kept up to date yet' },
+  'rebase -u -b a.qcow2 -F qcow2 bitmaps.qcow2',
   'rebase -u -b a.qcow2 -F qcow2 dataraw.qcow2',
   'rebase -u -b a.qcow2 -F qcow2 refcount1.qcow2; info refcount1.qcow2; check refcount1.qcow2',
   `rebase -u -b ${'y'.repeat(300)} -F raw refcount1.qcow2; info refcount1.qcow2`,

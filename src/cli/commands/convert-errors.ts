@@ -1,5 +1,5 @@
 /** What `convert` says when it fails: qemu-img's frames around each error, and what became of the target. */
-import { isBlockError } from '../../base/errors.ts';
+import { type BlockError, isBlockError } from '../../base/errors.ts';
 import type { FormatDriver } from '../../core/format.ts';
 import type { ImageDrivers } from '../../image/open.ts';
 import { protocolOf } from '../../image/references.ts';
@@ -63,8 +63,14 @@ export class ConvertErrors {
       }
       default:
         if (error.reason?.startsWith('convert.') !== true) return undefined;
-        return new Failure(describeError(error, this.#cli.personality).text, { cause: error });
+        return this.told(error);
     }
+  }
+
+  /** An error that speaks for itself. */
+  told(error: BlockError): Failure {
+    const { text, hint } = describeError(error, this.#cli.personality);
+    return new Failure(text, { cause: error, ...(hint === undefined ? {} : { trailer: hint }) });
   }
 
   async #interrupted(target: ConvertTarget, incomplete: boolean, error: unknown): Promise<unknown> {

@@ -1,8 +1,10 @@
 /** `convert`: copies images into a new one. Owns the order of the checks, which is qemu-img's. */
+import { isBlockError } from '../../base/errors.ts';
 import type { FormatDriver, SnapshotSelector } from '../../core/format.ts';
 import type { Image } from '../../image/image.ts';
 import type { ImageDrivers } from '../../image/open.ts';
 import { type ConvertOptions, type ConvertTarget, convertImage } from '../../tools/convert.ts';
+import { bitmapsToCopy } from '../../tools/convert-bitmaps.ts';
 import type { Cli } from '../console.ts';
 import {
   type CreateValue,
@@ -18,9 +20,8 @@ import { cacheMode, openOptionsOf, openSource, reportEvent, requireSourceCache, 
 import { asksForHelp, parseOptionList } from '../option-list.ts';
 import { ProgressDisplay, progressForm } from '../progress.ts';
 import { throwSnapshotFailure } from '../snapshot-param.ts';
-import type { VerbSpec } from '../verbs/common.ts';
 import type { Command } from '../verbs/index.ts';
-import { openChoices, referencePolicy, refusal, type Scanned, scan } from './common.ts';
+import { openChoices, referencePolicy, type Scanned, scan } from './common.ts';
 import { progressAsked } from './compare.ts';
 import { ConvertErrors } from './convert-errors.ts';
 import { type Numbers, readNumber, requireSense } from './convert-options.ts';
@@ -32,7 +33,6 @@ const STEP = 1;
 export const runConvert: Command = async (cli, args, spec) => {
   const numbers: Numbers = {};
   const given = await scan(cli, spec, args, {
-    later: ['bitmaps', 'skip-broken-bitmaps'],
     onOption: (option) => readNumber(cli, option, numbers),
   });
   requireSense(given, numbers);
@@ -49,7 +49,7 @@ export const runConvert: Command = async (cli, args, spec) => {
   const display = new ProgressDisplay(cli, progressForm(cli, progressAsked(given), given.has('quiet')), STEP);
   let outcome: 'done' | 'failed' = 'failed';
   try {
-    await new Conversion(cli, spec, drivers, given, numbers, display).run(sources, target, format);
+    await new Conversion(cli, drivers, given, numbers, display).run(sources, target, format);
     display.complete();
     outcome = 'done';
     return 0;
@@ -61,23 +61,14 @@ export const runConvert: Command = async (cli, args, spec) => {
 
 class Conversion {
   readonly #cli: Cli;
-  readonly #spec: VerbSpec;
   readonly #drivers: ImageDrivers;
   readonly #given: Scanned;
   readonly #numbers: Numbers;
   readonly #display: ProgressDisplay;
   readonly #errors: ConvertErrors;
 
-  constructor(
-    cli: Cli,
-    spec: VerbSpec,
-    drivers: ImageDrivers,
-    given: Scanned,
-    numbers: Numbers,
-    display: ProgressDisplay,
-  ) {
+  constructor(cli: Cli, drivers: ImageDrivers, given: Scanned, numbers: Numbers, display: ProgressDisplay) {
     this.#cli = cli;
-    this.#spec = spec;
     this.#drivers = drivers;
     this.#given = given;
     this.#numbers = numbers;
@@ -174,24 +165,30 @@ class Conversion {
     }
   }
 
-  /** Copying no bitmaps is possible already. */
+  /** Before the target is created. What it takes to copy them is looked at again by the conversion. */
   async #requireBitmaps(
     images: readonly Image[],
     driver: FormatDriver,
     values: ReadonlyMap<string, CreateValue>,
   ): Promise<void> {
     if (!this.#given.has('bitmaps')) return;
-    const [source] = images as [Image];
-    const { specific } = await source.info();
-    if (specific?.type !== 'qcow2' || specific.data['compat'] === '0.10')
-      throw new Failure('Source lacks bitmap support');
+    const windows = images.map((image) => ({ image, offset: 0, length: image.virtualSize }));
+    try {
+      await bitmapsToCopy(windows, { ...this.#drivers, ...this.#bitmapChoice });
+    } catch (error) {
+      if (!isBlockError(error) || error.reason?.startsWith('convert.') !== true) throw error;
+      throw this.#errors.told(error);
+    }
     this.#requireCache();
     const compat = values.get('compat')?.text;
-    if (driver.name !== 'qcow2' || compat === 'v2' || compat === '0.10') {
+    if (driver.capabilities.bitmaps !== true || compat === 'v2' || compat === '0.10') {
       throw new Failure(`Format driver '${driver.name}' does not support bitmaps`);
     }
-    const bitmaps = specific.data['bitmaps'];
-    if (Array.isArray(bitmaps) && bitmaps.length > 0) throw refusal(this.#spec, 'bitmaps');
+  }
+
+  get #bitmapChoice(): Pick<ConvertOptions, 'bitmaps'> {
+    if (!this.#given.has('bitmaps')) return {};
+    return { bitmaps: this.#given.has('skip-broken-bitmaps') ? 'usable' : 'all' };
   }
 
   /** @throws {@link Failure} */
@@ -241,6 +238,8 @@ class Conversion {
         rateLimit: this.#numbers.rateLimit === 0 ? undefined : this.#numbers.rateLimit,
         outOfOrder: this.#given.has('out-of-order'),
         salvage: this.#given.has('salvage'),
+        ...this.#bitmapChoice,
+        onBitmapSkipped: (name) => cli.warn(`Skipping inconsistent bitmap '${name}'`),
         cache: mode === undefined ? undefined : cacheMode(mode),
         signal: cli.signal,
         onEvent: (event) => reportEvent(cli, event, this.#given.has('quiet')),

@@ -141,6 +141,9 @@ class Change {
     if (error.reason === 'engine.snapshots') {
       return new Failure(`${frame}: Block driver does not support snapshots`, { cause: error });
     }
+    if (error.reason === 'qcow2.snapshot-bitmaps') {
+      return new Failure(`${frame}: ${describeError(error, personality).text}`, { cause: error });
+    }
     const said = SAID_BEFORE[error.reason ?? ''];
     return new Failure([...(said === undefined ? [] : [said]), `${frame}: Failed to load snapshot: ${text}`], {
       cause: error,

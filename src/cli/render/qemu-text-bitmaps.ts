@@ -1,10 +1,25 @@
 /** QEMU's sentences for dirty bitmaps. Data only. Where QEMU names a node of its own, whose name is another at each run, the image's name stands. */
-import type { TextRule } from './qemu-text.ts';
+import { isBlockError } from '../../base/errors.ts';
+import { qemuText, type TextRule } from './qemu-text.ts';
 
 const REMEDY = 'Try block-dirty-bitmap-remove to delete this bitmap from disk\n';
 
 export const BITMAP_TEXTS: Readonly<Record<string, TextRule>> = {
   'engine.bitmaps': ({ name }) => `Can't store persistent bitmaps to ${name}: Operation not supported`,
+  'convert.bitmaps-concat': 'Copying bitmaps only possible with single source',
+  'convert.bitmaps-source': 'Source lacks bitmap support',
+  'convert.bitmaps-target': ({ format }) => `Format driver '${format}' does not support bitmaps`,
+  'convert.bitmaps-inconsistent': ({ bitmap }) => ({
+    text: `Cannot copy inconsistent bitmap '${bitmap}'`,
+    hint: "Try --skip-broken-bitmaps, or use 'qemu-img bitmap --remove' to delete it\n",
+  }),
+  'convert.bitmap-create': ({ bitmap }) => `Failed to create bitmap ${bitmap}: Bitmap already exists: ${bitmap}`,
+  'convert.bitmap-populate': ({ bitmap }, error) => {
+    const why = isBlockError(error.cause) ? qemuText(error.cause) : { text: error.message };
+    // Told again, with what became of the target.
+    if (isBlockError(error.cause) && error.cause.reason === error.reason) return why;
+    return `Failed to populate bitmap ${bitmap}: ${why.text}`;
+  },
   'image.bitmap-missing': ({ bitmap }) => `Dirty bitmap '${bitmap}' not found`,
   'image.bitmap-sizes': ({ size, other }) =>
     `Bitmaps are of different sizes (destination size is ${size}, source size is ${other}) and can't be merged`,

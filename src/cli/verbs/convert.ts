@@ -144,14 +144,14 @@ export const convert: VerbSpec = {
     {
       key: 'bitmaps',
       long: 'bitmaps',
-      help: 'copy persistent bitmaps',
-      support: { refused: 'bitmaps cannot be copied yet' },
+      help: 'copy the dirty bitmaps of the source, of which there must be one; see bitmap',
+      support: 'acts',
     },
     {
       key: 'skip-broken-bitmaps',
       long: 'skip-broken-bitmaps',
-      help: 'leave inconsistent bitmaps out',
-      support: { refused: 'it is of use with --bitmaps only, which is not supported yet' },
+      help: 'with --bitmaps: leave inconsistent bitmaps out, with a warning; without it they are a reason to refuse',
+      support: 'acts',
     },
     PROGRESS,
     OWN_PROGRESS,

@@ -26,6 +26,11 @@ const VERBS: Readonly<Record<string, VerbEntry>> = {
     spec: async () => (await import('./bench.ts')).bench,
     command: async () => (await import('../commands/bench.ts')).runBench,
   },
+  bitmap: {
+    summary: 'make, change and show records of what was written',
+    spec: async () => (await import('./bitmap.ts')).bitmap,
+    command: async () => (await import('../commands/bitmap.ts')).runBitmap,
+  },
   check: {
     summary: 'look for errors in an image, and repair them',
     spec: async () => (await import('./check.ts')).check,
@@ -90,7 +95,7 @@ const VERBS: Readonly<Record<string, VerbEntry>> = {
 };
 
 /** qemu-img's verbs that are not there yet. */
-export const FUTURE_VERBS = ['bitmap', 'resize'] as const;
+export const FUTURE_VERBS = ['resize'] as const;
 
 export const VERB_NAMES: readonly string[] = Object.keys(VERBS);
 

@@ -64,6 +64,10 @@ export class Bitmaps implements BitmapFacet {
 
   // ── the facet ────────────────────────────────────────────────────────────────────────────────
 
+  get available(): boolean {
+    return this.#state.header.version >= 3;
+  }
+
   /** There is a bitmap, inconsistent ones included. */
   get any(): boolean {
     return this.#tracked === undefined ? this.#state.header.bitmaps !== undefined : this.#tracked.length > 0;
@@ -226,7 +230,9 @@ export class Bitmaps implements BitmapFacet {
     const { header, file, geometry, name } = this.#state;
     const { bitmaps, virtualSize } = header;
     if (bitmaps === undefined) return [];
-    return await readBitmapDirectory(file, bitmaps, virtualSize, geometry.clusterSize, name);
+    const entries = await readBitmapDirectory(file, bitmaps, virtualSize, geometry.clusterSize, name);
+    requireNames(entries, name);
+    return entries;
   }
 
   async #find(name: string): Promise<TrackedBitmap> {
@@ -256,7 +262,7 @@ export class Bitmaps implements BitmapFacet {
   }
 
   #requireSupport(bitmap: string): void {
-    if (this.#state.header.version >= 3) return;
+    if (this.available) return;
     throw this.#fault('UNSUPPORTED', 'version', 'a version 2 image cannot hold bitmaps', { bitmap });
   }
 
@@ -298,15 +304,10 @@ export class Bitmaps implements BitmapFacet {
   }
 }
 
-/** All tables that will be read: whole, in the file, and together no larger than it, which bounds the time that opening takes.
- *  @throws {@link BlockError} CORRUPT, reasons `qcow2.bitmap-table`, `qcow2.bitmap-duplicate`. */
-async function requireTables(state: Qcow2State, entries: readonly BitmapEntry[]): Promise<void> {
-  const { file, geometry, name } = state;
-  const { clusterSize } = geometry;
+/** @throws {@link BlockError} CORRUPT, reason `qcow2.bitmap-duplicate`. */
+function requireNames(entries: readonly BitmapEntry[], name: string): void {
   const names = new Set<string>();
-  const end = alignUp(file.size, clusterSize);
-  let bytes = 0;
-  for (const { name: bitmap, inUse, tableOffset: offset, tableSize: size } of entries) {
+  for (const { name: bitmap } of entries) {
     if (names.has(bitmap)) {
       throw new BlockError('CORRUPT', `qcow2 "${name}": two bitmaps are called '${bitmap}'`, {
         reason: 'qcow2.bitmap-duplicate',
@@ -314,6 +315,17 @@ async function requireTables(state: Qcow2State, entries: readonly BitmapEntry[])
       });
     }
     names.add(bitmap);
+  }
+}
+
+/** All tables that will be read: whole, in the file, and together no larger than it, which bounds the time that opening takes.
+ *  @throws {@link BlockError} CORRUPT, reason `qcow2.bitmap-table`. */
+async function requireTables(state: Qcow2State, entries: readonly BitmapEntry[]): Promise<void> {
+  const { file, geometry, name } = state;
+  const { clusterSize } = geometry;
+  const end = alignUp(file.size, clusterSize);
+  let bytes = 0;
+  for (const { name: bitmap, inUse, tableOffset: offset, tableSize: size } of entries) {
     if (inUse) continue;
     bytes += alignUp(size * TABLE_ENTRY_BYTES, clusterSize);
     if (offset + size * TABLE_ENTRY_BYTES > end || bytes > end) {

@@ -84,10 +84,9 @@ const DIRECTORY_ENTRY_BYTES = 24;
 interface BitmapFacts {
   readonly name: string;
   readonly granularity: number;
-  readonly flags: readonly string[];
 }
 
-/** Bytes for copies of the source's persistent bitmaps, every bit stored; `undefined` when the source cannot have any. */
+/** Bytes for copies of the source's persistent bitmaps, inconsistent ones too, every bit stored; `undefined` when the source cannot have any. */
 async function bitmapSpace(source: BlockNode, clusterSize: number): Promise<number | undefined> {
   if (source.format?.format !== 'qcow2') return undefined;
   const { specific } = await source.format.info();
@@ -95,8 +94,7 @@ async function bitmapSpace(source: BlockNode, clusterSize: number): Promise<numb
   const bitmaps = (specific?.data['bitmaps'] ?? []) as readonly BitmapFacts[];
   let bytes = 0;
   let directory = 0;
-  for (const { name, granularity, flags } of bitmaps) {
-    if (flags.includes('in-use')) continue;
+  for (const { name, granularity } of bitmaps) {
     const clusters = divCeil(divCeil(divCeil(source.size, granularity), 8), clusterSize);
     bytes += clusters * clusterSize + alignUp(clusters * TABLE_ENTRY_BYTES, clusterSize);
     directory += alignUp(DIRECTORY_ENTRY_BYTES + new TextEncoder().encode(name).length, 8);
