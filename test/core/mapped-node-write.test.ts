@@ -154,7 +154,7 @@ describe('an allocating write', () => {
     expect(back.every((byte) => byte === 9)).toBe(true);
   });
 
-  it('gives the plan back when its data cannot be written, and tells why', async () => {
+  it('gives the plan back when its data cannot be written, and tells why (Q-104)', async () => {
     const { format, store, disk } = rig();
     store.failing.add('write');
     await expect(attempt(() => disk.write(100, bytes(10)))).rejects.toThrow('write fails');
@@ -187,7 +187,7 @@ describe('an allocating write', () => {
     await expect(attempt(() => disk.write(100, bytes(10)))).rejects.toThrow('write fails');
   });
 
-  it('never gives a plan back whose commit failed', async () => {
+  it('never gives a plan back whose commit failed (Q-104)', async () => {
     const { format, disk } = rig();
     format.hooks.commit = () => Promise.reject(new Error('commit failed'));
     await expect(attempt(() => disk.write(100, bytes(10)))).rejects.toThrow('commit failed');
@@ -216,7 +216,7 @@ describe('an allocating write', () => {
     expect(store.count('write')).toBe(0);
   });
 
-  it('leaves the buffer alone until it has ended, and the guest its bytes', async () => {
+  it('leaves the buffer alone until it has ended, and the guest its bytes (Q-099)', async () => {
     const { store, disk } = rig();
     const from = bytes(200);
     store.hold.add('write');
@@ -245,7 +245,7 @@ describe('an allocating write', () => {
 });
 
 describe('overlapping allocating writes', () => {
-  it('queue: the second plans after the first is published', async () => {
+  it('queue: the second plans after the first is published (Q-103)', async () => {
     const { format, store, disk } = rig();
     store.hold.add('write');
     const both = [disk.write(0, bytes(100, 1)), disk.write(200, bytes(100, 2))];

@@ -66,7 +66,7 @@ describe('planning an image', () => {
     });
   });
 
-  it('names the detected format when the backing format is missing', async () => {
+  it('names the detected format when the backing format is missing (M-28)', async () => {
     const files = new MemoryFiles();
     await make(files, 'base', { size: 64 * KiB });
     await expect(plan(files, 'a', { backing: { name: 'base' } })).rejects.toMatchObject({

@@ -73,7 +73,7 @@ describe('checkImageTables', () => {
     expect(Buffer.compare(await bytesOf(file), before)).toBe(0);
   });
 
-  it('tells each finding with its reason, its line and its place (Q-233)', async () => {
+  it('tells each finding with its reason, its line and its place (Q-230, Q-233)', async () => {
     const file = await preallocated();
     await pokeRefcount(file, 25, 3);
     const { result, findings } = await check(file);

@@ -44,7 +44,7 @@ const BASE = {
 
 describe('after a cut at any moment, every sector holds its last flushed value or one written since, and check finds leaks at most', () => {
   for (const [name, [variant, options]] of Object.entries(VARIANTS)) {
-    it(`with ${name}`, async () => {
+    it(`with ${name} (Q-101, Q-115)`, async () => {
       for (let seed = 1; seed <= SEEDS; seed++) await runCrash(qcow2UnderTest(variant), { seed, ...BASE, ...options });
     });
   }

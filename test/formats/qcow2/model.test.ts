@@ -47,7 +47,7 @@ const BASE = { size: 48 * 1024, operations: 40, weights: { compressed: 6, discar
 
 describe('qcow2 under concurrent requests on late, unordered files, with hardly any cache', () => {
   for (const [name, [variant, options]] of Object.entries(VARIANTS)) {
-    it(`keeps to the model with ${name}`, async () => {
+    it(`keeps to the model with ${name} (Q-103)`, async () => {
       for (let seed = 1; seed <= SEEDS; seed++) await runModel(qcow2UnderTest(variant), { seed, ...BASE, ...options });
     });
   }

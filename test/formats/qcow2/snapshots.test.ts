@@ -298,7 +298,7 @@ describe('deleting a snapshot', () => {
 });
 
 describe('many snapshots, one after the other', () => {
-  it('find room in what earlier ones have left', async () => {
+  it('find room in what earlier ones have left (Q-001)', async () => {
     const disk = await newDisk({ size: 32 * KiB, clusterSize: 512 });
     await disk.node.write(0, pattern(25 * KiB));
     const sizes: number[] = [];

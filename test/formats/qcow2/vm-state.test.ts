@@ -23,7 +23,7 @@ async function state({ node }: Pick<OpenedDisk, 'node'>, offset: number, length:
 
 describe('VM state', () => {
   it.each([512, 4096])(
-    'is written and read behind the disk, which keeps its size; clusters of %i bytes (Q-004, Q-123, Q-190, Q-191)',
+    'is written and read behind the disk, which keeps its size; clusters of %i bytes (Q-004, Q-123, Q-190, Q-191, Q-192)',
     async (clusterSize) => {
       const disk = await newDisk({ size: 40 * KiB, clusterSize });
       await disk.node.write(0, pattern(40 * KiB));
