@@ -100,6 +100,7 @@ export { type AmendImageOptions, amendImage } from './tools/amend.ts';
 export { type BenchOptions, benchImage } from './tools/bench.ts';
 export { type BitmapAction, type BitmapOptions, changeBitmap, dirtyExtents, listBitmaps } from './tools/bitmap.ts';
 export { type CheckImageOptions, type CheckReport, checkImage } from './tools/check.ts';
+export { CHECKSUM_BLOCK, type Checksum, type ChecksumOptions, checksumImage } from './tools/checksum.ts';
 export { type CommitOptions, type CommitResult, commitImage } from './tools/commit.ts';
 export { type CompareOptions, type CompareResult, compareImages } from './tools/compare.ts';
 export {

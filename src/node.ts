@@ -22,6 +22,7 @@ import { fileProtocol } from './storage/file.ts';
 import * as amend from './tools/amend.ts';
 import * as bitmap from './tools/bitmap.ts';
 import * as check from './tools/check.ts';
+import * as checksum from './tools/checksum.ts';
 import * as commit from './tools/commit.ts';
 import * as compare from './tools/compare.ts';
 import * as convert from './tools/convert.ts';
@@ -115,6 +116,17 @@ export async function* mapReferences(
 ): AsyncGenerator<ReferenceRun, void, undefined> {
   await using opened = await Opened.of(source, { references: 'layer-only', ...options });
   yield* map.mapReferences(opened.image, { signal: options.signal });
+}
+
+/** Hashes what a guest would read of an image, which is opened and closed here when it is given by name.
+ *  @throws {@link BlockError} as `openImage` and the isomorphic `checksumImage`. */
+export async function checksumImage(
+  source: FileName | Image,
+  options: checksum.ChecksumOptions & Preset<open.OpenImageOptions> = {},
+): Promise<checksum.Checksum> {
+  const codecs = options.codecs ?? presets().codecs;
+  await using opened = await Opened.of(source, options);
+  return await checksum.checksumImage(opened.image, { ...options, codecs });
 }
 
 /** Compares two images, which are opened and closed here when they are given by name.

@@ -36,6 +36,9 @@ export interface Codecs {
   /** Makes a key of disk encryption ready for bulk on the workers. The key may be wiped afterwards; the result must be closed.
    *  @returns `undefined` where there are no workers. */
   sectors(spec: SectorCipherSpec, key: Uint8Array): BulkSectors | undefined;
+  /** SHA-256 of each of the units of `unit` bytes laid end to end in `input` (a whole number of them), with the byte `prefix` in front of it;
+   *  32 bytes each, end to end. `input` may be reused when the promise ends; over a SharedArrayBuffer, workers read it in place. */
+  digests(input: Uint8Array, unit: number, prefix: number): Promise<Uint8Array>;
   /** Ends the workers; idempotent. Idle workers never keep the process alive. */
   close(): Promise<void>;
 }

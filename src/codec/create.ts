@@ -7,6 +7,7 @@ import {
   type CodecPool,
   createCodecPool,
   decodeUnit,
+  digestUnits,
   encodeUnit,
   SharedSlots,
   startCodec,
@@ -47,6 +48,8 @@ const SHARED_LIMIT = 64 * MiB;
  *  that is cut off to keep another worker busy. Compression takes seven times as long as decompression. */
 const COMPRESS = { batch: 512 * KiB, smallest: 64 * KiB, here: 32 * KiB, cold: 1 * MiB } as const;
 const DECOMPRESS = { batch: 1 * MiB, smallest: 256 * KiB, here: 256 * KiB, cold: 4 * MiB } as const;
+/** Bytes hashed here before threads are started for it. */
+const COLD_DIGEST = 16 * MiB;
 /** Decompression done at once, in bytes: at most some milliseconds. */
 const AT_ONCE = 2 * MiB;
 
@@ -73,6 +76,7 @@ class ThreadedCodecs implements Codecs {
   #pool: CodecPool | undefined;
   #coldCompress: number = COMPRESS.cold;
   #coldDecompress: number = DECOMPRESS.cold;
+  #coldDigest: number = COLD_DIGEST;
   #closing: Promise<void> | undefined;
 
   constructor(workers: number, delayMs: number | undefined) {
@@ -122,6 +126,24 @@ class ThreadedCodecs implements Codecs {
       return undefined;
     }
     return this.#decompressAway(units);
+  }
+
+  async digests(input: Uint8Array, unit: number, prefix: number): Promise<Uint8Array> {
+    this.#requireOpen();
+    requireUnit(unit);
+    if (input.length % unit !== 0) throw invalid(`${input.length} bytes are no whole number of units of ${unit}`);
+    const isCold = this.#pool === undefined && input.length <= this.#coldDigest;
+    if (isCold) this.#coldDigest -= input.length;
+    if (this.workers === 0 || isCold) return digestUnits({ input, unit, prefix });
+    const pool = this.#startedPool();
+    if (isShared(input)) return await pool.run('digest', { input, unit, prefix });
+    const slot = await this.#slots.take(input.length);
+    try {
+      slot.set(input);
+      return await pool.run('digest', { input: slot.subarray(0, input.length), unit, prefix });
+    } finally {
+      this.#slots.give(slot);
+    }
   }
 
   sectors(spec: SectorCipherSpec, key: Uint8Array): BulkSectors | undefined {

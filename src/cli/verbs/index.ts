@@ -36,6 +36,12 @@ const VERBS: Readonly<Record<string, VerbEntry>> = {
     spec: async () => (await import('./check.ts')).check,
     command: async () => (await import('../commands/check.ts')).runCheck,
   },
+  checksum: {
+    summary: 'hash what a guest would read, the same for every format',
+    only: 'cowdisk',
+    spec: async () => (await import('./checksum.ts')).checksum,
+    command: async () => (await import('../commands/checksum.ts')).runChecksum,
+  },
   commit: {
     summary: 'write what an overlay holds into its backing file',
     spec: async () => (await import('./commit.ts')).commit,

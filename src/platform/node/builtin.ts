@@ -1,6 +1,7 @@
 /** Node's own modules, loaded when first needed: `node:zlib` and `node:worker_threads` cost milliseconds at start, and most commands
  *  use neither. */
 type Builtins = {
+  readonly 'node:crypto': typeof import('node:crypto');
   readonly 'node:zlib': typeof import('node:zlib');
   readonly 'node:worker_threads': typeof import('node:worker_threads');
   readonly 'node:os': typeof import('node:os');

@@ -1,7 +1,8 @@
-/** Entry of the worker threads: compression and encryption of bulk in shared memory. Runs in workers only. */
+/** Entry of the worker threads: compression, encryption and hashes of bulk in shared memory. Runs in workers only. */
 import { ThreadCiphers } from '../../crypto/bulk.ts';
 import { decodeUnits, encodeUnits } from './codecs.ts';
 import { nodeCrypto } from './crypto.ts';
+import { digestUnits } from './digests.ts';
 import type { CodecTasks } from './tasks.ts';
 import { serveTasks } from './worker-loop.ts';
 
@@ -10,6 +11,7 @@ const ciphers = new ThreadCiphers(nodeCrypto);
 serveTasks<CodecTasks>({
   encode: encodeUnits,
   decode: decodeUnits,
+  digest: digestUnits,
   sectors: (task) => {
     ciphers.run(task);
     return undefined;

@@ -13,5 +13,6 @@ export {
   startCodec,
 } from './codecs.ts';
 export { NodeBlockCipher, nodeCrypto } from './crypto.ts';
+export { DIGEST_BYTES, digestUnits } from './digests.ts';
 export { type Native, type NativeOutcome, NOT_AVAILABLE, native, type RangeCalls, withoutNative } from './native.ts';
 export { SharedSlots } from './slots.ts';
