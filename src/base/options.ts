@@ -26,6 +26,8 @@ export interface OptionDef<T> {
   readonly reason?: string;
   /** Known by name, but not to be used yet: every value is refused with UNSUPPORTED, and the help does not list it. */
   readonly unsupported?: boolean;
+  /** QEMU 7.2 does not know it: where its list is to be shown, it is left out. */
+  readonly newer?: boolean;
 }
 
 type Rest<T> = Omit<OptionDef<T>, 'kind' | 'choices'>;

@@ -56,6 +56,7 @@ const ORDER: Readonly<Record<string, readonly string[]>> = {
     'backing_fmt',
     'data_file',
     'data_file_raw',
+    'keep_data_file',
     'lazy_refcounts',
     'refcount_bits',
   ],
@@ -237,9 +238,15 @@ export function describeCreateOptions(
 }
 
 /** The text of `-o help`.
- *  @param hasTarget the file is known, so that its options are listed too. */
-export function createOptionHelp(driver: FormatDriver, hasTarget: boolean): string {
-  const lines = helpLines(createOptionsOf(driver, hasTarget));
+ *  @param hasTarget the file is known, so that its options are listed too
+ *  @param qemu only what QEMU 7.2 lists. */
+export function createOptionHelp(driver: FormatDriver, hasTarget: boolean, qemu = false): string {
+  const newer = new Set(
+    Object.entries(driver.createOptions as OptionSchema).map(([key, def]) =>
+      def.newer === true ? cliName(key, def) : '',
+    ),
+  );
+  const lines = helpLines(createOptionsOf(driver, hasTarget).filter(({ name }) => !qemu || !newer.has(name)));
   const head = hasTarget ? 'Supported options:' : `Supported ${driver.name} options:`;
   const tail = hasTarget
     ? ''

@@ -46,6 +46,8 @@ export interface FormatNode {
   readonly unit: number;
   /** Granularity of zero marks: the subcluster where there are some, else `unit`. */
   readonly zeroUnit: number;
+  /** Granularity of `unmap` for discards, where that is less than `unit`. */
+  readonly discardUnit?: number;
   /** What `extents` asks the file below about data runs: nothing; whether they read as zero (preallocated metadata);
    *  or their whole status, which then stands for ours (raw). */
   readonly recurse: 'none' | 'zero' | 'status';

@@ -353,7 +353,8 @@ export class GuestWriter {
 
   /** Drops whole units, where the format can. */
   async unmap(offset: number, length: number, reveal: 'zero' | 'backing'): Promise<'done' | 'unsupported'> {
-    const ticket = this.#ranges.acquire(offset, offset + length);
+    const { unit } = this.#format;
+    const ticket = this.#ranges.acquire(alignDown(offset, unit), alignUp(offset + length, unit));
     try {
       if (ticket.waiting !== undefined) await ticket.waiting;
       return (await this.#format.unmap?.(offset, length, reveal)) ?? 'unsupported';

@@ -183,9 +183,10 @@ export class MappedNode implements BlockNode, EngineServices {
     this.#checkWrite('discard', offset, length);
     throwIfAborted(options?.signal);
     const { format } = this;
+    const unit = format.discardUnit ?? format.unit;
     const end = offset + length === this.size ? alignUp(this.size, format.unit) : offset + length;
-    const innerStart = alignUp(offset, format.unit);
-    const innerEnd = alignDown(end, format.unit);
+    const innerStart = alignUp(offset, unit);
+    const innerEnd = alignDown(end, unit);
     if (this.#ignoresDiscards || format.unmap === undefined || innerStart >= innerEnd) return undefined;
     if (this.#barrier !== undefined) return this.#afterBarrier(() => this.discard(offset, length, options));
     this.#observe(offset, length);

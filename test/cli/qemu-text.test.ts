@@ -60,6 +60,7 @@ const WITHOUT: readonly string[] = [
   'option.int-text',
   'option.unknown',
   'qcow2.size-twice',
+  'qcow2.keep-data-file-alone',
   'qcow2.encryption-unsupported',
   'convert.no-input',
   'convert.sparse-size',

@@ -41,7 +41,7 @@ export const runConvert: Command = async (cli, args, spec) => {
   const drivers = await loadDrivers(cli.personality, true, given.objects);
   const format = given.value('target-format') ?? (given.has('target-image-opts') ? undefined : 'raw');
   if (numbers.list !== undefined && asksForHelp(numbers.list)) {
-    cli.out.write(optionHelp(drivers, format ?? 'raw', target));
+    cli.out.write(optionHelp(drivers, format ?? 'raw', target, cli.personality.qemu));
     return 0;
   }
   if (target === undefined) throw new Failure('Must specify image file name');

@@ -34,7 +34,9 @@ export const runCreate: Command = async (cli, args, spec) => {
   const [file, sizeText, surplus] = given.operands;
   const format = given.value('format') ?? 'raw';
   if (list !== undefined && asksForHelp(list)) {
-    cli.out.write(optionHelp(await loadDrivers(cli.personality, false, given.objects), format, file));
+    cli.out.write(
+      optionHelp(await loadDrivers(cli.personality, false, given.objects), format, file, cli.personality.qemu),
+    );
     return 0;
   }
   if (file === undefined) throw usage('Expecting image file name');
@@ -65,10 +67,10 @@ function named(file: string, error: unknown): unknown {
 
 /** The text of `-o help` for a format.
  *  @throws {@link Failure} */
-export function optionHelp(drivers: ImageDrivers, format: string, target: string | undefined): string {
+export function optionHelp(drivers: ImageDrivers, format: string, target: string | undefined, qemu: boolean): string {
   const driver = creatable(drivers, format);
   if (target !== undefined) requireProtocol(drivers, target);
-  return createOptionHelp(driver, target !== undefined);
+  return createOptionHelp(driver, target !== undefined, qemu);
 }
 
 /** The driver, if it can create images. @throws {@link Failure} */

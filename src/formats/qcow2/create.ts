@@ -88,6 +88,9 @@ function checkCombination(options: Qcow2CreateOptions, name: string): void {
   if (options.dataFileRaw && backingFile !== undefined) {
     throw refusal(name, 'data-file-raw-backing', 'data_file_raw and a backing file exclude each other', {});
   }
+  if (options.keepDataFile && dataFile === undefined) {
+    throw refusal(name, 'keep-data-file-alone', 'keep_data_file without data_file', {});
+  }
   if (v2 && dataFile !== undefined) throw needsV3(name, 'data-file-version', 'data_file');
   if (v2 && options.compressionType !== 'zlib') {
     throw needsV3(name, 'compression-type-version', `compression_type ${options.compressionType}`);
@@ -121,7 +124,8 @@ export async function createQcow2(
   const cluster = encodeNewHeader(header, name);
   throwIfAborted(signal);
   if (options.dataFile !== undefined) {
-    await createDataFile(context, options.dataFile, size, geometry.subclusterSize, preallocation);
+    const space = preallocation === 'off' ? size : alignUp(size, geometry.subclusterSize);
+    await createDataFile(context, options.dataFile, space, preallocation, options.keepDataFile);
   }
   await reserve(file, layout.fileSize, external ? 'off' : preallocation, name);
   await writeRefcounts(context, geometry, layout);
@@ -217,17 +221,19 @@ function encodeNewHeader(header: Qcow2Header, name: string): Uint8Array {
   }
 }
 
+/** @param size bytes that must be there: what is mapped, the last unit whole
+ *  @param keep a file that is there keeps its bytes, and is made longer at most. */
 async function createDataFile(
   context: CreateContext,
   dataFile: string,
   size: number,
-  mappedUnit: number,
   preallocation: Preallocation | 'metadata',
+  keep: boolean,
 ): Promise<void> {
-  const store = await context.createReference({ role: 'data', name: dataFile, readOnly: false }, 'replace');
+  const reference = { role: 'data', name: dataFile, readOnly: false } as const;
+  const store = await context.createReference(reference, keep ? 'keep' : 'replace');
   try {
-    // what is mapped must be there, the last unit whole
-    await reserve(store, preallocation === 'off' ? size : alignUp(size, mappedUnit), preallocation, dataFile);
+    if (!keep || store.size < size) await reserve(store, size, preallocation, dataFile);
     await store.flush();
   } finally {
     await store.close();

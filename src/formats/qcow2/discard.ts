@@ -107,8 +107,17 @@ export class Discard {
     }
     if (header.version < 3 && hasBacking && reveal === 'zero') return 'unsupported';
     const end = offset + length;
+    const { clusterSize, extendedL2 } = this.#state.geometry;
+    const inParts = extendedL2 && reveal === 'zero';
     for (let at = offset; at < end; ) {
-      const stop = Math.min(end, at + this.#tables.toSliceEnd(at));
+      const clusterEnd = alignDown(at, clusterSize) + clusterSize;
+      if (inParts && (at % clusterSize !== 0 || end < clusterEnd)) {
+        const partEnd = Math.min(end, clusterEnd);
+        await this.#dropPart(at, partEnd);
+        at = partEnd;
+        continue;
+      }
+      const stop = Math.min(inParts ? alignDown(end, clusterSize) : end, at + this.#tables.toSliceEnd(at));
       const given: Given = [];
       // Where nothing is allocated and nothing lies below, there is nothing to hide: no table is made for it.
       await this.#inSlice(at, hasBacking && reveal === 'zero', (place) => {
@@ -200,6 +209,31 @@ export class Discard {
       if (extendedL2) setSubclusters(view, at, 0, ALL_SUBCLUSTERS);
     }
     this.#finish(place, count, dropped);
+  }
+
+  /** Subclusters within one cluster read as zero afterwards. The last one that held data takes the cluster with it. Compressed data stays: it
+   *  has no parts that could be dropped, and a discard is a hint. */
+  async #dropPart(start: number, end: number): Promise<void> {
+    const { geometry, hasDataFile } = this.#state;
+    const { clusterSize, l2EntrySize } = geometry;
+    const { hasBacking, keepClusters } = this.#options;
+    await this.#inSlice(start, hasBacking, (place) => {
+      const { view } = place.lease.table;
+      const at = place.index * l2EntrySize;
+      const high = view.getUint32(at);
+      const low = view.getUint32(at + 4);
+      const kind = l2Kind(high, low, true, hasDataFile);
+      if (kind === L2_COMPRESSED || (kind === L2_UNALLOCATED && !hasBacking)) return;
+      const cluster = alignDown(start, clusterSize);
+      this.#zeroSubclusters(view, at, start - cluster, end - cluster);
+      const dropped: number[] = [];
+      const isEmpty = view.getUint32(at + ALLOCATED_BITMAP_AT) === 0;
+      if (kind === L2_NORMAL && isEmpty && !keepClusters) {
+        dropped.push(high, low);
+        setL2Entry(view, at, 0, false, false);
+      }
+      this.#finish(place, 1, dropped);
+    });
   }
 
   /** Part of a cluster with subclusters, and not compressed: see `#cutsCompressed`. */

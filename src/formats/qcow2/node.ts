@@ -69,6 +69,7 @@ export class Qcow2Node implements FormatNode {
   readonly readOnly: boolean;
   readonly unit: number;
   readonly zeroUnit: number;
+  readonly discardUnit: number;
   readonly #state: Qcow2State;
   readonly #options: Qcow2NodeOptions;
   readonly #map: ClusterMap;
@@ -93,6 +94,7 @@ export class Qcow2Node implements FormatNode {
     this.readOnly = state.readOnly;
     this.unit = state.geometry.clusterSize;
     this.zeroUnit = state.geometry.subclusterSize;
+    this.discardUnit = state.geometry.subclusterSize;
     this.children = children(state.file, dataFile, backing);
     this.#map = new ClusterMap(state);
     const refcounts = new Refcounts(state);

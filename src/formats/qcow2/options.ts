@@ -24,6 +24,11 @@ export const createOptions = defineOptions({
   backingFmt: text({ help: 'Image format of the base image' }),
   dataFile: text({ help: 'File name of an external data file' }),
   dataFileRaw: bool({ default: false, help: 'The external data file must stay valid as a raw image' }),
+  keepDataFile: bool({
+    default: false,
+    newer: true,
+    help: 'Use the external data file as it is, where there is one, instead of emptying it',
+  }),
   extendedL2: bool({ default: false, help: 'Extended L2 tables' }),
   clusterSize: size({ default: 64 * KiB, help: 'qcow2 cluster size' }),
   preallocation: choice(['off', 'metadata', 'falloc', 'full'], {

@@ -30,7 +30,7 @@ async function withImage(size: number): Promise<MemoryFiles> {
 }
 
 describe('creating a luks image', () => {
-  it('makes a header and a payload of the size that was asked', async () => {
+  it('makes a header and a payload of the size that was asked (M-16)', async () => {
     const files = new MemoryFiles();
     const options = { keySecret: 'key', iterTime: 0 };
     await createImage('a.luks', { ...driversOf(files), format: 'luks', size: 10_000, options });
@@ -43,7 +43,7 @@ describe('creating a luks image', () => {
     expect(files.bytes('a.luks').length).toBe(PAYLOAD + 10_240);
   });
 
-  it('makes a detached header of its own, with which another file is the disk', async () => {
+  it('makes a detached header of its own, with which another file is the disk (M-17)', async () => {
     const files = new MemoryFiles();
     const options = { keySecret: 'key', iterTime: 0, detachedHeader: true, cipherAlg: 'aes-128' };
     await createImage('h.luks', { ...driversOf(files), format: 'luks', size: 4096, options });
@@ -84,7 +84,7 @@ describe('creating a luks image', () => {
 });
 
 describe('opening a luks image', () => {
-  it('finds it by its magic, and a second version of the format to be something else', async () => {
+  it('finds it by its magic, and a second version of the format to be something else (M-16)', async () => {
     const head = (await luksHeader()).slice(0, 2048);
     const probe = (bytes: Uint8Array): number => luks.probe({ head: bytes, fileSize: 4096, name: 'a' });
     expect(probe(head)).toBe(100);

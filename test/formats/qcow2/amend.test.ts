@@ -37,7 +37,7 @@ async function expectSound(files: MemoryFiles, content: readonly number[] = [0, 
 }
 
 describe('amending', () => {
-  it('makes version 2 version 3, and the snapshots in it what version 3 demands', async () => {
+  it('makes version 2 version 3, and the snapshots in it what version 3 demands (Q-200, Q-213)', async () => {
     const files = await disk({ compat: 'v2' });
     await using image = await opened(files);
     await image.createSnapshot({ name: 's', date: new Date(0) });
@@ -53,7 +53,7 @@ describe('amending', () => {
     await expectSound(files);
   });
 
-  it('switches lazy refcounts on and off while the image is written to', async () => {
+  it('switches lazy refcounts on and off while the image is written to (Q-211)', async () => {
     const files = await disk();
     await using image = await opened(files);
     for (const [i, lazyRefcounts] of [true, false, true, false].entries()) {
@@ -68,7 +68,7 @@ describe('amending', () => {
     await expectSound(files);
   });
 
-  it('records another data file, and that it is no disk by itself any more', async () => {
+  it('records another data file, and that it is no disk by itself any more (M-07)', async () => {
     const files = await disk({ dataFile: 'a.data', dataFileRaw: true });
     await amend(files, { dataFileRaw: false });
     expect(await header(files)).toMatchObject({ autoclear: 0n, dataFile: 'a.data' });
@@ -79,14 +79,14 @@ describe('amending', () => {
     await expectSound(files);
   });
 
-  it('grows the disk', async () => {
+  it('grows the disk (Q-212)', async () => {
     const files = await disk();
     await amend(files, { size: 4096 * KiB });
     expect(await header(files)).toMatchObject({ virtualSize: 4096 * KiB });
     await expectSound(files);
   });
 
-  it('changes nothing where nothing is asked for', async () => {
+  it('changes nothing where nothing is asked for (Q-200, Q-206)', async () => {
     const files = await disk({ lazyRefcounts: true });
     const before = files.bytes('a').slice();
     await amend(files, { compat: 'v3', lazyRefcounts: true, refcountBits: 16, size: 0, dataFileRaw: false });
@@ -104,7 +104,7 @@ describe('amending', () => {
     ['keys where there are none', {}, { encryptKeyslot: 1 }, 'qcow2.amend-not-encrypted'],
     ['what cannot be one part of it', {}, { size: 4096 * KiB, dataFile: 'x' }, 'qcow2.amend-data-file'],
   ];
-  it.each(refused)('refuses %s, and changes nothing', async (_, options, changes, reason) => {
+  it.each(refused)('refuses %s, and changes nothing (Q-207, Q-208, Q-210)', async (_, options, changes, reason) => {
     const files = await disk(options);
     const before = files.bytes('a').slice();
     await expect(amend(files, changes)).rejects.toMatchObject({ reason });

@@ -134,7 +134,7 @@ async function write(
 describe.each(NAMES)('%s', (name) => {
   const [option, told] = SWITCHES[name];
 
-  it(`alone stops a write onto its structure (overlap-check.${option})`, async () => {
+  it(`alone stops a write onto its structure (overlap-check.${option}) (Q-076)`, async () => {
     const outcome = await write(name, { overlapCheck: 'none', [name]: true });
     expect(outcome).toEqual({ refused: told, marked: true, events: 1 });
   });
@@ -146,7 +146,7 @@ describe.each(NAMES)('%s', (name) => {
     expect(outcome).toEqual({ refused: undefined, marked: false, events: 0 });
   });
 
-  it.each(Object.keys(TEMPLATES))('is in the template %s or not, as in QEMU', async (template) => {
+  it.each(Object.keys(TEMPLATES))('is in the template %s or not, as in QEMU (Q-074)', async (template) => {
     const { refused } = await write(name, { overlapCheck: template as 'none' });
     expect(refused).toBe(TEMPLATES[template]?.includes(name) === true ? told : undefined);
   });
