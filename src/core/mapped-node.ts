@@ -5,7 +5,7 @@
  *  - a request ends when everything that it started has ended, errors and aborts included: buffers, run lists and locks go back only then;
  *  - a request is counted in the epochs before its first promise is handed out; one that ends synchronously is never seen by anybody. */
 import { Mutex, type Pending } from '../base/async.ts';
-import { BlockError, hex } from '../base/errors.ts';
+import { BlockError, hex, isBlockError } from '../base/errors.ts';
 import { type JobOptions, throwIfAborted } from '../base/job.ts';
 import { alignDown, alignUp } from '../bytes/align.ts';
 import { type ExtentCursor, mapExtents } from './block-status.ts';
@@ -304,9 +304,17 @@ export class MappedNode implements BlockNode, EngineServices {
 
   /** Makes the disk what it was: see {@link SnapshotFacet}. Runs alone. @throws as {@link createSnapshot}. */
   applySnapshot(which: SnapshotSelector, options?: JobOptions): Promise<void> {
-    return this.#withSnapshots('applying a snapshot', (snapshots) => {
+    return this.#withSnapshots('applying a snapshot', async (snapshots) => {
+      try {
+        await snapshots.apply(which, options);
+      } catch (error) {
+        // What is refused has changed nothing; of other failures nobody knows.
+        const isRefused = isBlockError(error) && (error.code === 'UNSUPPORTED' || error.code === 'NOT_FOUND');
+        if (!isRefused) this.#observe(0, this.size);
+        throw error;
+      }
+      // Alone here, so that nobody asks before they are told.
       this.#observe(0, this.size);
-      return snapshots.apply(which, options);
     });
   }
 
