@@ -177,7 +177,7 @@ class Turns {
   }
 
   async verify(): Promise<void> {
-    const mine = countersOf((await checkImage(this.#image, { format: 'qcow2' })).result);
+    const mine = countersOf((await checkImage(this.#image, FORMAT)).result);
     expect(faultsOf(await this.#here.check('image'))).toEqual(NONE);
     expect(faultsOf(mine)).toEqual(NONE);
     const expected = [...this.#flats].map(([name, { granularity, enabled }]) => ({

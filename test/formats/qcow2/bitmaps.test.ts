@@ -62,7 +62,7 @@ describe('a bitmap', () => {
     ['of a granularity below 512', { name: 'x', granularity: 256 }, 'granularity'],
     ['of a granularity above 2 GiB', { name: 'x', granularity: 2 ** 32 }, 'granularity'],
     ['of a name that is there', { name: 'b' }, 'exists'],
-  ])('%s is not made, and nothing has changed (M-55)', async (_, request, reason) => {
+  ])('%s is not made, and nothing has changed', async (_, request, reason) => {
     const node = await openQcow2(MemoryStore.from(await image()));
     const before = await listOf(node);
     expect(await failureOf(() => change(node, (bitmaps) => bitmaps.add(request)))).toMatchObject({
