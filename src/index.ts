@@ -64,6 +64,13 @@ export { DeferredFrees, type Drop, type Durability } from './core/in-flight.ts';
 export { MappedNode, type MappedNodeOptions, mappedNode } from './core/mapped-node.ts';
 export { type BlockNode, backingChain, type Child, type ChildRole } from './core/node.ts';
 export type { CreateFileOptions, FileStatus, OpenFileOptions, ProtocolDriver } from './core/protocol.ts';
+export type {
+  RecoveredContent,
+  RecoveredRange,
+  RecoveryFacet,
+  RecoveryRequest,
+  RecoveryState,
+} from './core/recovery.ts';
 export { type Run, type RunKind, RunList } from './core/run.ts';
 export {
   BaseStore,
@@ -93,7 +100,13 @@ export {
   type ReadableOptions,
   type WritableOptions,
 } from './image/image.ts';
-export { type ImageDrivers, type OpenImageOptions, type OpenOptionsInput, openImage } from './image/open.ts';
+export {
+  type ImageDrivers,
+  type OpenImageOptions,
+  type OpenOptionsInput,
+  openImage,
+  type RecoverChoice,
+} from './image/open.ts';
 export type { ReferencePolicy, ResolvedReference } from './image/references.ts';
 export { MemoryStore, type MemoryStoreOptions } from './storage/memory.ts';
 export { type AmendImageOptions, amendImage } from './tools/amend.ts';
@@ -118,6 +131,7 @@ export { type BackingInfo, type ChildInfo, chainInfo, type ImageInfo, imageInfo 
 export { type MapOptions, mapImage, mapReferences } from './tools/map.ts';
 export { type MeasureOptions, measureImage } from './tools/measure.ts';
 export { type RebaseOptions, type RebaseResult, rebaseImage } from './tools/rebase.ts';
+export { type RecoverImageOptions, type RecoverResult, type RecoverTarget, recoverImage } from './tools/recover.ts';
 export {
   applySnapshot,
   createSnapshot,

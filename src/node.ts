@@ -31,6 +31,7 @@ import * as info from './tools/info.ts';
 import * as map from './tools/map.ts';
 import * as measure from './tools/measure.ts';
 import * as rebase from './tools/rebase.ts';
+import * as recover from './tools/recover.ts';
 import * as snapshot from './tools/snapshot.ts';
 
 export { ALL_FORMATS } from './formats/all.ts';
@@ -197,6 +198,20 @@ export function amendImage(
  *  @throws {@link BlockError} as the isomorphic `detachImage`. */
 export function detachImage(name: FileName, options: Preset<detach.DetachOptions> = {}): Promise<detach.DetachResult> {
   return detach.detachImage(pathOf(name), { ...presets(), ...options });
+}
+
+/** Rebuilds what is left of a damaged image into a new one.
+ *  @throws {@link BlockError} as the isomorphic `recoverImage`. */
+export function recoverImage(
+  source: FileName,
+  target: FileName | recover.RecoverTarget,
+  options: Preset<recover.RecoverImageOptions> = {},
+): Promise<recover.RecoverResult> {
+  return recover.recoverImage(
+    pathOf(source),
+    typeof target === 'string' || target instanceof URL ? { name: pathOf(target) } : target,
+    { ...presets(), ...options },
+  );
 }
 
 /** The snapshots inside an image, oldest first.

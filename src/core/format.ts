@@ -7,6 +7,7 @@ import type { JobOptions } from '../base/job.ts';
 import type { OptionSchema, OptionsOf } from '../base/options.ts';
 import type { Codecs } from '../codec/codecs.ts';
 import type { BlockNode, Child } from './node.ts';
+import type { RecoveryFacet, RecoveryRequest } from './recovery.ts';
 import type { RunList } from './run.ts';
 import type { SafetyRules } from './safety.ts';
 import type { ByteStore, IoOptions, Preallocation, ZeroOptions } from './store.ts';
@@ -100,6 +101,8 @@ export interface FormatNode {
   readonly snapshots?: SnapshotFacet | undefined;
   readonly vmState?: VmStateFacet | undefined;
   readonly bitmaps?: BitmapFacet | undefined;
+  /** Of a node that {@link FormatDriver.recover} made. */
+  readonly recovery?: RecoveryFacet | undefined;
 }
 
 export interface AmendRun extends JobOptions {
@@ -432,9 +435,14 @@ export interface FormatDriver<
   readonly createOptions: C;
   /** What {@link FormatNode.amend} takes; none where images of the format cannot be amended. */
   readonly amendOptions?: OptionSchema | undefined;
+  /** What {@link recover} can be told about an image that tells it no more. */
+  readonly recoverOptions?: OptionSchema | undefined;
   /** 0..100, pure. */
   probe(input: ProbeInput): number;
   open(context: OpenContext, options: OptionsOf<O>): Promise<FormatNode>;
+  /** A read-only node over what is left of a damaged image, with its `recovery` facet. Reads the whole file; writes nothing.
+   *  Memory is bounded by the size of the file's metadata, whatever it claims. */
+  recover?(context: OpenContext, request: RecoveryRequest): Promise<FormatNode>;
   /** Creates an image of `virtualSize` bytes into `context.file`. */
   create?(context: CreateContext, virtualSize: number, options: OptionsOf<C>): Promise<void>;
   measure?(virtualSize: number, options: OptionsOf<C>, source?: BlockNode, signal?: AbortSignal): Promise<Measurement>;

@@ -11,6 +11,7 @@ import { createCodecs } from '../codec/create.ts';
 import type {
   DiscardMode,
   FormatDriver,
+  FormatNode,
   ImageEvent,
   OpenContext,
   Reference,
@@ -20,12 +21,13 @@ import type {
 import { type MappedNode, mappedNode } from '../core/mapped-node.ts';
 import type { BlockNode } from '../core/node.ts';
 import type { ProtocolDriver } from '../core/protocol.ts';
+import type { RecoveryRequest } from '../core/recovery.ts';
 import type { SafetyRules } from '../core/safety.ts';
 import { type SecretsInput, secretsOf } from '../core/secrets.ts';
 import { CacheBudget } from '../core/table-cache.ts';
 import { EventHub } from './events.ts';
 import { Image } from './image.ts';
-import { probeFormat, requireFormat } from './probe.ts';
+import { type ProbeResult, probeFormat, requireFormat } from './probe.ts';
 import {
   allowsReference,
   decideReference,
@@ -96,6 +98,9 @@ export interface OpenImageOptions extends ImageDrivers {
   readonly snapshot?: SnapshotSelector | undefined;
   /** What becomes of discards: see {@link DiscardMode}. Default: the image drops what it maps there. */
   readonly discard?: DiscardMode | undefined;
+  /** Open what is left of a damaged image, instead of the image; `readOnly` only. Where no format is named or recognised, the first one that can
+   *  recover is tried. */
+  readonly recover?: RecoverChoice | undefined;
   /** What the image is called in messages, and where the names in it start from; the name of `source` when not given. */
   readonly name?: string | undefined;
   /** For the tests that prove each rule of the write path by its absence. */
@@ -106,12 +111,18 @@ export interface OpenImageOptions extends ImageDrivers {
   readonly onEvent?: ((event: ImageEvent) => void) | undefined;
 }
 
+/** How a damaged image is read. */
+export interface RecoverChoice extends Omit<RecoveryRequest, 'options' | 'signal'> {
+  /** What is known of the image, by the names of the driver's `recoverOptions`, or what gives them once the format is known. */
+  readonly options?: OpenOptionsInput | undefined;
+}
+
 /** Opens an image. After a failure everything that was opened for it is closed again; a store that was passed in stays the caller's.
  *  @param source a name, or an open store; the image then owns the store and closes it with itself.
  *  @throws {@link BlockError} NOT_FOUND, ACCESS, WRONG_FORMAT, CORRUPT, UNSUPPORTED, REFERENCE_DENIED, CHAIN, …
  *  `image.unknown-format` (details `{ format }`): no driver has that name; `image.not-recognised`: nothing matches and raw was not among the formats;
  *  OPTION (details `{ format }`) for open options that the format does not have;
- *  `image.snapshots`, `image.snapshot-read-only`, and NOT_FOUND from the format, for `snapshot`;
+ *  UNSUPPORTED `image.recover`, for `recover`; `image.snapshots`, `image.snapshot-read-only`, and NOT_FOUND from the format, for `snapshot`;
  *  `image.backing` / `image.data-file` / `image.extent-file` / `image.header-file`: a file that the image names could not be opened (details `{ name, file, resolved }`, the
  *  reason is `cause`); `reference.denied`, `reference.json`, `reference.unprobed`, `chain.cycle`, `chain.depth`. */
 export async function openImage(source: string | BlockNode, options: OpenImageOptions): Promise<Image> {
@@ -164,7 +175,7 @@ class Opening {
     const known = format === undefined ? undefined : requireFormat(format, name, formats);
     const layer = await this.#topLayer(source, name, readOnly);
     const among = this.#options.probed ?? formats;
-    const probed = known === undefined ? await probeFormat(layer.file, name, among) : undefined;
+    const probed = known === undefined ? await this.#probe(layer.file, name, among) : undefined;
     const driver = known ?? (probed as { readonly driver: FormatDriver }).driver;
     requireSnapshots(this.#options, driver, name);
     const node = await this.#openLayer(layer, driver, options ?? {}, forCheck === true, unsafe === true);
@@ -192,6 +203,17 @@ class Opening {
         // It was opened for an image that nobody gets.
       }
     }
+  }
+
+  /** A damaged image may look like anything. */
+  async #probe(file: BlockNode, name: string, among: readonly FormatDriver[]): Promise<ProbeResult> {
+    if (this.#options.recover === undefined) return await probeFormat(file, name, among);
+    const fallback = among.find((driver) => driver.recover !== undefined);
+    const found = await probeFormat(file, name, among).catch((error: unknown) => {
+      if (fallback === undefined || !isBlockError(error) || error.code !== 'WRONG_FORMAT') throw error;
+      return { driver: fallback, guessed: false };
+    });
+    return found.guessed && fallback !== undefined ? { driver: fallback, guessed: false } : found;
   }
 
   async #topLayer(source: string | BlockNode, name: string, readOnly: boolean): Promise<Layer> {
@@ -245,7 +267,11 @@ class Opening {
       report: (event) => this.#hub.emit(event),
       signal,
     };
-    const format = await driver.open(context, resolveFor(driver, layer.name, options));
+    const { recover } = this.#options;
+    const format =
+      recover !== undefined && layer.depth === 1
+        ? await recoverWith(driver, context, recover)
+        : await driver.open(context, resolveFor(driver, layer.name, options));
     return mappedNode(format, { name: layer.name, discard, ...(rules === undefined ? {} : { rules }) });
   }
 
@@ -401,6 +427,26 @@ function resolveFor(driver: FormatDriver, name: string, options: OpenOptionsInpu
       cause: error,
     });
   }
+}
+
+/** @throws UNSUPPORTED, reason `image.recover`; INVALID_ARGUMENT, reason `image.recover-read-only`; as the driver. */
+async function recoverWith(driver: FormatDriver, context: OpenContext, choice: RecoverChoice): Promise<FormatNode> {
+  const { name, readOnly, forCheck, signal } = context;
+  if (driver.recover === undefined) {
+    throw new BlockError('UNSUPPORTED', `${driver.name} "${name}": damaged images of this format cannot be recovered`, {
+      reason: 'image.recover',
+      details: { format: driver.name },
+    });
+  }
+  if (!readOnly || forCheck) {
+    throw new BlockError('INVALID_ARGUMENT', `${driver.name} "${name}": a damaged image can only be read`, {
+      reason: 'image.recover-read-only',
+    });
+  }
+  const { options = {}, ...request } = choice;
+  const given = typeof options === 'function' ? options(driver) : options;
+  const resolved = resolveOptions(driver.recoverOptions ?? {}, given as OptionsInput<OptionSchema>);
+  return await driver.recover(context, { ...request, options: resolved, ...(signal === undefined ? {} : { signal }) });
 }
 
 /** @throws UNSUPPORTED, reason `image.snapshots`; INVALID_ARGUMENT, reason `image.snapshot-read-only`. */

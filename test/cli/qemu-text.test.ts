@@ -19,6 +19,15 @@ const WITHOUT: readonly string[] = [
   'protocol.none',
   // cowdisk's own options, and warnings
   'image.backing-override',
+  // recovery is cowdisk's own
+  'image.recover',
+  'image.recover-read-only',
+  'recover.exists',
+  'qcow2.recover-cluster-size',
+  'qcow2.recover-encrypted',
+  'qcow2.recover-memory',
+  'qcow2.recover-nothing',
+  'qcow2.recover-size',
   'image.guessed',
   'codec.argument',
   'codec.closed',

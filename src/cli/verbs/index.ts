@@ -93,6 +93,12 @@ const VERBS: Readonly<Record<string, VerbEntry>> = {
     spec: async () => (await import('./rebase.ts')).rebase,
     command: async () => (await import('../commands/rebase.ts')).runRebase,
   },
+  recover: {
+    summary: 'rebuild what is left of a damaged image into a new one',
+    only: 'cowdisk',
+    spec: async () => (await import('./recover.ts')).recover,
+    command: async () => (await import('../commands/recover.ts')).runRecover,
+  },
   snapshot: {
     summary: 'list, make, apply and delete snapshots inside an image',
     spec: async () => (await import('./snapshot.ts')).snapshot,

@@ -24,6 +24,8 @@ import {
   type RuntimeSettings,
   resolveSettings,
 } from './options.ts';
+import { recoverQcow2 } from './recover.ts';
+import { recoverOptions } from './recover-header.ts';
 import { requireDiskSize, requireSnapshot, requireSnapshotL1 } from './snapshot-entries.ts';
 import { readSnapshotTable, type SnapshotTable } from './snapshot-table.ts';
 
@@ -47,6 +49,7 @@ export const qcow2 = defineFormat({
   openOptions,
   createOptions,
   amendOptions,
+  recoverOptions,
 
   probe({ head }) {
     if (head.length < PROBE_BYTES) return 0;
@@ -55,6 +58,7 @@ export const qcow2 = defineFormat({
   },
 
   open: openQcow2,
+  recover: recoverQcow2,
   create: createQcow2,
   measure: measureQcow2,
 });
