@@ -8,7 +8,7 @@ import { createRequire } from 'node:module';
 import { arch, cpus, release, tmpdir, totalmem } from 'node:os';
 import { join } from 'node:path';
 import { parseArgs } from 'node:util';
-import { copySparse, prepareImages } from '../bench/images.mjs';
+import { copySparse, KEY, prepareImages } from '../bench/images.mjs';
 import {
   build,
   capture,
@@ -52,6 +52,8 @@ const JOBS = [
   conversion('read-c', 'compressed qcow2 → raw', 1.5, images.compressed, ['-f', 'qcow2', '-O', 'raw']),
   conversion('raw-qcow2', 'raw → qcow2', 0.85, images.raw, ['-f', 'raw', '-O', 'qcow2']),
   conversion('qcow2-raw', 'qcow2 → raw', 0.85, images.qcow2, ['-f', 'qcow2', '-O', 'raw']),
+  decryption('luks-read', 'luks (AES-256-XTS) → raw', 1.5, luksOptions(images.luks)),
+  encryption('luks-write', 'raw → luks (AES-256-XTS) that is there', 1.5, images.luksEmpty, luksOptions),
   question('map', 'map of 1 TiB, 1 million clusters', 0.5, ['map', '-f', 'qcow2', '--output=json', images.giant]),
   question('check', 'check of 1 TiB, 1 million clusters', 0.8, ['check', '-f', 'qcow2', images.giant]),
   change('snapshot-create', 'snapshot made of 1 million clusters', 1, images.giant, ['snapshot', '-c', 'new']),
@@ -80,6 +82,47 @@ function conversion(name, title, wanted, source, flags) {
       if (format !== 'qcow2') return {};
       expectSuccess(['check', '-f', 'qcow2', output('cowdisk')]);
       return { sizes: { qemu: statSync(output('qemu')).size, cowdisk: statSync(output('cowdisk')).size } };
+    },
+  };
+}
+
+/** How both programs are told to open an image with the key. */
+function luksOptions(file) {
+  return `driver=luks,key-secret=key,file.driver=file,file.filename=${file.replaceAll(',', ',,')}`;
+}
+
+/** An encrypted image of the disk, to raw. */
+function decryption(name, title, wanted, options) {
+  const output = (tool) => `${target}-${tool}`;
+  return {
+    name,
+    title,
+    wanted,
+    peakLimit: PEAK_LIMIT,
+    args: (tool) => ['convert', ...KEY, '--image-opts', options, '-O', 'raw', output(tool)],
+    cleanUp: (tool) => rmSync(output(tool), { force: true }),
+    verify: () => {
+      expectSuccess(['compare', '-f', 'raw', '-F', 'raw', images.raw, output('cowdisk')]);
+      return {};
+    },
+  };
+}
+
+/** The disk into an empty encrypted image. Making one would measure how long qemu-img measures the machine for its key derivation. */
+function encryption(name, title, wanted, empty, optionsOf) {
+  const copy = (tool) => `${target}-${tool}`;
+  return {
+    name,
+    title,
+    wanted,
+    peakLimit: PEAK_LIMIT,
+    args: (tool) => ['convert', ...KEY, '-n', '-f', 'raw', images.raw, '--target-image-opts', optionsOf(copy(tool))],
+    prepare: (tool) => copySparse(empty, copy(tool)),
+    cleanUp: (tool) => rmSync(copy(tool), { force: true }),
+    verify: () => {
+      const raw = `driver=raw,file.driver=file,file.filename=${images.raw.replaceAll(',', ',,')}`;
+      expectSuccess(['compare', ...KEY, '--image-opts', raw, optionsOf(copy('cowdisk'))]);
+      return {};
     },
   };
 }
