@@ -13,8 +13,10 @@ const HERE = 256 * KiB;
 /** Bytes of one task at most, and the least that is cut off to keep another thread busy. Whole sectors. */
 const BATCH = 1 * MiB;
 const SMALLEST = 256 * KiB;
-/** So much is done here before threads are started for it: that costs some ten milliseconds for each. */
-const COLD = 16 * MiB;
+/** So much is done here before threads are started for it: that costs some ten milliseconds of the processor for each. */
+const COLD = 8 * MiB;
+/** Threads that are started ahead at most; others are when there is work for them. */
+const AHEAD = 4;
 
 /** What the keys of one set of codecs have in common. */
 export interface SectorWorkersHost {
@@ -30,6 +32,8 @@ export class SectorWorkers {
   readonly #host: SectorWorkersHost;
   #lastId = 0;
   #cold: number = COLD;
+  /** Until the first thread answers, everything is done here: nobody waits for a thread to start. */
+  #state: 'cold' | 'starting' | 'ready' = 'cold';
 
   constructor(host: SectorWorkersHost) {
     this.#host = host;
@@ -42,9 +46,22 @@ export class SectorWorkers {
 
   #isWorth(bytes: number): boolean {
     if (bytes < HERE) return false;
-    if (this.#host.running !== undefined || bytes > this.#cold) return true;
-    this.#cold -= bytes;
-    return false;
+    if (this.#state === 'cold') {
+      this.#cold -= bytes;
+      if (this.#host.running !== undefined) this.#state = 'ready';
+      else if (this.#cold <= 0) void this.#start();
+    }
+    return this.#state === 'ready';
+  }
+
+  async #start(): Promise<void> {
+    this.#state = 'starting';
+    const pool = this.#host.started();
+    // No key has that number.
+    const awake = Array.from({ length: Math.min(this.#host.workers, AHEAD) }, () => pool.run('forget', { id: 0 }));
+    // Whoever asks for real work next is told why threads cannot be had.
+    await Promise.race(awake.map((one) => one.catch(() => undefined)));
+    this.#state = 'ready';
   }
 }
 

@@ -3,7 +3,7 @@ import { afterEach, describe, expect, it } from 'vitest';
 import type { Codecs } from '../../src/codec/codecs.ts';
 import { type CodecsOptions, createCodecs } from '../../src/codec/create.ts';
 import { masterKeyBytes, type SectorCipherSpec } from '../../src/crypto/algorithms.ts';
-import { ThreadCiphers } from '../../src/crypto/bulk.ts';
+import { type BulkSectors, ThreadCiphers } from '../../src/crypto/bulk.ts';
 import { createSectorCipher, sectorTransform } from '../../src/crypto/sector-cipher.ts';
 import { nodeCrypto } from '../../src/platform/node/crypto.ts';
 import { SUBJECT, seeded } from '../crypto/support.ts';
@@ -36,13 +36,23 @@ function shared(length: number): Uint8Array {
   return new Uint8Array(new SharedArrayBuffer(length));
 }
 
-/** A transform whose threads run: what is done before that, is done here. */
-async function warm(options: CodecsOptions, spec: SectorCipherSpec, key: Uint8Array) {
+/** Works until the threads run: what is done before that, is done here. @returns false where there are none */
+async function warm(bulk: BulkSectors | undefined): Promise<boolean> {
+  const sink = shared(2 * MiB);
+  for (let i = 0; bulk !== undefined && i < 10_000; i++) {
+    const away = bulk.decrypt(sink, 0);
+    if (away !== undefined) {
+      await away;
+      return true;
+    }
+    await new Promise((resolve) => setTimeout(resolve, 1));
+  }
+  return false;
+}
+
+async function transformOf(options: CodecsOptions, spec: SectorCipherSpec, key: Uint8Array) {
   const bulk = codecs(options).sectors(spec, key);
-  const cipher = createSectorCipher(spec, key, nodeCrypto, SUBJECT);
-  const transform = sectorTransform(cipher, 'guest', bulk);
-  const sink = shared(9 * MiB);
-  for (let i = 0; i < 2; i++) await transform.encrypt(sink, sink, 0);
+  const transform = sectorTransform(createSectorCipher(spec, key, nodeCrypto, SUBJECT), 'guest', bulk);
   return { transform, bulk };
 }
 
@@ -53,8 +63,8 @@ describe.each(SPECS)('$cipher with $cipherKeyBytes bytes, $mode, $ivGenerator', 
   createSectorCipher(spec, key, nodeCrypto, SUBJECT).encrypt(plain, wanted, 77);
 
   it.each([0, 1, 2, 7])('gives the same bytes with %i workers and random delays', async (workers) => {
-    const { transform, bulk } = await warm({ workers, delayMs: 3 }, spec, key);
-    expect(bulk === undefined).toBe(workers === 0);
+    const { transform, bulk } = await transformOf({ workers, delayMs: 3 }, spec, key);
+    expect(await warm(bulk)).toBe(workers > 0);
     const mine = shared(plain.length);
     mine.set(plain);
     for (const from of [plain, mine]) {
@@ -75,13 +85,12 @@ describe('bulk encryption', () => {
   const key = seeded(64, 3);
 
   it('starts no threads for little, and does small buffers at once even when they run', async () => {
-    const bulk = codecs({ workers: 2 }).sectors(spec, key);
-    const cipher = createSectorCipher(spec, key, nodeCrypto, SUBJECT);
-    const transform = sectorTransform(cipher, 'guest', bulk);
+    const { transform, bulk } = await transformOf({ workers: 2 }, spec, key);
     expect(transform.decrypt(new Uint8Array(4 * MiB), 0)).toBeUndefined();
     expect(threads).toBe(0);
-    await transform.decrypt(new Uint8Array(32 * MiB), 0);
-    expect(threads).toBeGreaterThan(0);
+    expect(transform.decrypt(new Uint8Array(8 * MiB), 0)).toBeUndefined();
+    expect(await warm(bulk)).toBe(true);
+    expect(threads).toBe(2);
     expect(transform.decrypt(new Uint8Array(64 * 1024), 0)).toBeUndefined();
     const away = transform.decrypt(new Uint8Array(MiB), 0);
     expect(away).toBeInstanceOf(Promise);
@@ -94,7 +103,8 @@ describe('bulk encryption', () => {
     const results = [];
     for (const one of [key, other, key]) {
       const bulk = made.sectors(spec, one);
-      const into = shared(17 * MiB);
+      await warm(bulk);
+      const into = shared(3 * MiB);
       await bulk?.encrypt(into, into, 0);
       const here = new Uint8Array(into.length);
       createSectorCipher(spec, one, nodeCrypto, SUBJECT).encrypt(here, here, 0);
@@ -104,13 +114,21 @@ describe('bulk encryption', () => {
     expect(results).toEqual([0, 0, 0]);
   });
 
+  it('may be closed while its threads start', async () => {
+    const made = codecs({ workers: 2 });
+    const bulk = made.sectors(spec, key);
+    expect(bulk?.decrypt(new Uint8Array(9 * MiB), 0)).toBeUndefined();
+    await bulk?.close();
+    await made.close();
+  });
+
   it('may be closed twice, before any thread runs, and after all of them ended', async () => {
     const made = codecs({ workers: 1 });
     const early = made.sectors(spec, key);
     await early?.close();
     await early?.close();
     const late = made.sectors(spec, key);
-    await late?.decrypt(new Uint8Array(17 * MiB), 0);
+    await warm(late);
     await made.close();
     await late?.close();
   });
