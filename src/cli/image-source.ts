@@ -111,6 +111,8 @@ function fromOptions(label: string, options: ReadonlyMap<string, string>): Image
   }
   const name = fileOf(label, options, ofFile);
   const rest = [...options].filter(([key]) => !isOfGraph(key));
+  const header = childFileOf(label, options, 'header');
+  if (header !== undefined) rest.push(['header', header]);
   return {
     label,
     name,
@@ -118,13 +120,13 @@ function fromOptions(label: string, options: ReadonlyMap<string, string>): Image
     format: driver,
     options: new Map(rest),
     discard: discardOf(label, options),
-    dataFile: dataFileOf(label, options),
+    dataFile: childFileOf(label, options, 'data-file'),
   };
 }
 
 /** Not options of the format. */
 function isOfGraph(key: string): boolean {
-  return key === 'driver' || key === 'discard' || key.startsWith('file.') || key.startsWith('data-file.');
+  return key === 'driver' || key === 'discard' || /^(file|data-file|header)\./.test(key);
 }
 
 function discardOf(label: string, options: ReadonlyMap<string, string>): DiscardMode | undefined {
@@ -135,10 +137,15 @@ function discardOf(label: string, options: ReadonlyMap<string, string>): Discard
   throw refuse(label, 'Invalid discard option');
 }
 
-function dataFileOf(label: string, options: ReadonlyMap<string, string>): string | undefined {
-  const given = [...options].filter(([key]) => key.startsWith('data-file.'));
+/** The file that options like `data-file.filename=…` name. */
+function childFileOf(
+  label: string,
+  options: ReadonlyMap<string, string>,
+  child: 'data-file' | 'header',
+): string | undefined {
+  const given = [...options].filter(([key]) => key.startsWith(`${child}.`));
   if (given.length === 0) return undefined;
-  return fileOf(label, options, given, 'data-file');
+  return fileOf(label, options, given, child);
 }
 
 function fileOf(
@@ -169,6 +176,7 @@ const CONTENT_OPTIONS: Readonly<Record<string, readonly string[]>> = {
 function shownName(driver: string | undefined, name: string, options: readonly [string, string][]): string | undefined {
   const shown = options.filter(([key]) => CONTENT_OPTIONS[driver ?? '']?.includes(key) === true);
   if (shown.length === 0) return undefined;
-  const value: Record<string, JsonValue> = { ...Object.fromEntries(shown), driver: driver as string };
+  const value: Record<string, JsonValue> = { driver: driver as string };
+  for (const [key, text] of shown) value[key] = key === 'header' ? { driver: 'file', filename: text } : text;
   return `json:${compactJson({ ...value, file: { driver: 'file', filename: name } })}`;
 }

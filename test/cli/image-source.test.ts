@@ -44,6 +44,10 @@ describe('what an image argument means', () => {
       { layout: 'v3', 'data-offset': '4608' },
     ],
     ['driver=cow,ignore-mismatch=on,file.filename=old.cow', undefined],
+    [
+      'driver=luks,key-secret=s,file.filename=disk,header.driver=file,header.filename=h.luks',
+      { 'key-secret': 's', header: 'h.luks' },
+    ],
     ['driver=add-cow,file.filename=a.add-cow', undefined],
   ])('099: the name of %s leads back to the same image', (argument, shownOptions) => {
     const source = parseImageSource(argument, options);
