@@ -130,7 +130,7 @@ describe('creating an image', () => {
     expect(image.backingName).toBe('base');
   });
 
-  it('replaces an existing file only when the new image is complete', async () => {
+  it('replaces an existing file only when the new image is complete (Q-142)', async () => {
     const old = Uint8Array.of(1, 2, 3);
     let failing = true;
     const files = new MemoryFiles({
@@ -171,7 +171,7 @@ describe('creating an image', () => {
     expect(files.bytes('dir/a.data')[0]).toBe(9);
   });
 
-  it('removes a data file that it made when creation fails later, and keeps one that was there', async () => {
+  it('removes a data file that it made when creation fails later, and keeps one that was there (Q-142)', async () => {
     for (const there of [false, true]) {
       const files = new MemoryFiles({
         wrap: (node, name) => new FaultStore(node, name.includes('.part') ? [{ on: 'write', always: true }] : []),

@@ -93,7 +93,7 @@ describe('opening for writing', () => {
 });
 
 describe('lazy refcounts', () => {
-  it('set the dirty bit before the first change and clear it at close', async () => {
+  it('set the dirty bit before the first change and clear it at close (Q-065, Q-066)', async () => {
     const disk = await newDisk({ size: 64 * KiB, clusterSize: 512, lazyRefcounts: true });
     expect((await headerOf(disk.file)).incompatible).toBe(0n);
     await disk.node.write(0, pattern(512));
