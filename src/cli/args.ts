@@ -42,6 +42,15 @@ export interface Given {
   readonly value: string | undefined;
 }
 
+/** What is wrong with a command line, for programs that say it in other words than qemu-img. Names are without dashes. */
+export interface Mistake {
+  /** An unknown option, one whose value is missing, or one with a value that it does not take. */
+  readonly kind: 'short' | 'long' | 'ambiguous' | 'short-value' | 'long-value' | 'surplus';
+  readonly name: string;
+  /** Long names that it could be. */
+  readonly among?: readonly string[];
+}
+
 interface LongName {
   readonly name: string;
   readonly spec: OptionSpec;
@@ -62,10 +71,19 @@ export class Arguments {
   #firstOperand = 0;
   #lastOperand = 0;
   readonly #self: string;
+  readonly #mistake: ((mistake: Mistake) => Failure) | undefined;
 
   /** @param self what stands before the first argument: the verb or the program.
-   *  @param permute operands may stand before options; otherwise the first operand ends the options. */
-  constructor(specs: readonly OptionSpec[], argv: readonly string[], self: string, permute = true) {
+   *  @param permute operands may stand before options; otherwise the first operand ends the options.
+   *  @param mistake words for mistakes; qemu-img's when not given. */
+  constructor(
+    specs: readonly OptionSpec[],
+    argv: readonly string[],
+    self: string,
+    permute = true,
+    mistake?: (mistake: Mistake) => Failure,
+  ) {
+    this.#mistake = mistake;
     this.#argv = [...argv];
     this.#self = self;
     this.#permute = permute;
@@ -142,7 +160,7 @@ export class Arguments {
     this.#cluster = this.#cluster.slice(1);
     if (this.#cluster === '') this.#index++;
     const spec = this.#shorts.get(letter);
-    if (spec === undefined) throw this.#unrecognized();
+    if (spec === undefined) throw this.#unrecognized({ kind: 'short', name: letter });
     if (spec.value === undefined || spec.optionalValue === true) return { spec, value: undefined };
     if (this.#cluster !== '') {
       const value = this.#cluster;
@@ -150,20 +168,25 @@ export class Arguments {
       this.#index++;
       return { spec, value };
     }
-    return { spec, value: this.#following() };
+    return { spec, value: this.#following({ kind: 'short-value', name: letter }) };
   }
 
   #long(word: string): Given {
     const equals = word.indexOf('=');
     const name = word.slice(2, equals < 0 ? undefined : equals);
     const spec = this.#find(name);
-    if (spec === undefined) throw this.#unrecognized();
+    if (spec === undefined) throw this.#unrecognized(this.#unknown(name));
     if (equals >= 0) {
-      if (spec.value === undefined) throw this.#unrecognized();
+      if (spec.value === undefined) throw this.#unrecognized({ kind: 'surplus', name: spec.long ?? name });
       return { spec, value: word.slice(equals + 1) };
     }
     if (spec.value === undefined || spec.optionalValue === true) return { spec, value: undefined };
-    return { spec, value: this.#following() };
+    return { spec, value: this.#following({ kind: 'long-value', name: spec.long ?? name }) };
+  }
+
+  #unknown(name: string): Mistake {
+    const among = this.#longs.filter((long) => long.name.startsWith(name)).map((long) => long.name);
+    return among.length > 1 ? { kind: 'ambiguous', name, among } : { kind: 'long', name };
   }
 
   #find(name: string): OptionSpec | undefined {
@@ -178,15 +201,15 @@ export class Arguments {
   }
 
   /** The next argument as a value, whatever it looks like. */
-  #following(): string {
+  #following(mistake: Mistake): string {
     const value = this.#argv[this.#index];
-    if (value === undefined) throw usage(`missing argument for option '${this.#before()}'`);
+    if (value === undefined) throw this.#mistake?.(mistake) ?? usage(`missing argument for option '${this.#before()}'`);
     this.#index++;
     return value;
   }
 
-  #unrecognized(): Failure {
-    return usage(`unrecognized option '${this.#before()}'`);
+  #unrecognized(mistake: Mistake): Failure {
+    return this.#mistake?.(mistake) ?? usage(`unrecognized option '${this.#before()}'`);
   }
 
   #before(): string {

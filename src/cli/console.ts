@@ -31,7 +31,7 @@ export class DescriptorSink implements Sink {
   }
 
   get isTerminal(): boolean {
-    return mayBeTerminal(this.#fd) && process.getBuiltinModule('node:tty').isatty(this.#fd);
+    return isTerminal(this.#fd);
   }
 
   get columns(): number {
@@ -55,6 +55,11 @@ export class DescriptorSink implements Sink {
       }
     }
   }
+}
+
+/** Whether a user sits at this file descriptor. */
+export function isTerminal(fd: number): boolean {
+  return mayBeTerminal(fd) && process.getBuiltinModule('node:tty').isatty(fd);
 }
 
 /** Whether it is worth asking: the module that knows loads all of networking, milliseconds of every start. Files, pipes and the null device
@@ -91,6 +96,8 @@ export interface Cli {
   readonly env: Readonly<Record<string, string | undefined>>;
   /** Fires on Ctrl-C and on termination; its reason is a {@link Interruption}. */
   readonly signal: AbortSignal;
+  /** Stands for standard input, where it is given. */
+  readonly input?: AsyncIterable<Uint8Array> | undefined;
   /** One message on standard error, the program's name in front. */
   error(message: string): void;
   warn(message: string): void;
@@ -116,6 +123,7 @@ export function makeCli(
   streams: { readonly out: Sink; readonly err: Sink },
   env: Readonly<Record<string, string | undefined>>,
   signal: AbortSignal,
+  input?: AsyncIterable<Uint8Array>,
 ): Cli {
   const { out, err } = streams;
   return {
@@ -125,6 +133,7 @@ export function makeCli(
     err,
     env,
     signal,
+    input,
     error(message) {
       err.write(`${personality.program}: ${message}\n`);
     },

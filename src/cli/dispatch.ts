@@ -48,6 +48,12 @@ export async function dispatch(
   return runVerb(entry, rest, cliFor(verb));
 }
 
+/** Runs the command line of qemu-io, which has no verbs.
+ *  @returns the exit status. */
+export function dispatchIo(args: readonly string[], cli: Cli): Promise<number> {
+  return runVerb(findVerb('io') as VerbEntry, args, cli);
+}
+
 async function runVerb(entry: VerbEntry, args: readonly string[], cli: Cli): Promise<number> {
   const [spec, command] = await Promise.all([entry.spec(), entry.command()]);
   try {

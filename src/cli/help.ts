@@ -60,6 +60,21 @@ export function verbHelp(spec: VerbSpec, personality: Personality): string {
   return `${lines.join('\n')}\n`;
 }
 
+/** What qemu-io can do. */
+export function ioHelp(spec: VerbSpec, personality: Personality): string {
+  const lines = [
+    versionText(personality).trimEnd(),
+    `usage: ${personality.program} [OPTIONS] [-c STRING]... ${spec.operands}`,
+    '',
+    ...spec.description.flatMap((text) => [...wrap(text, 0), '']),
+    'Options:',
+    ...optionsFor(spec, personality).flatMap(optionLines),
+    '',
+    `'${personality.program} -c help' lists the commands.`,
+  ];
+  return `${lines.join('\n')}\n`;
+}
+
 /** The manual page of a verb. */
 export function verbManual(spec: VerbSpec, personality: Personality): string {
   const section = (title: string, body: readonly string[]): string[] => (body.length === 0 ? [] : [title, ...body, '']);

@@ -48,6 +48,13 @@ export function parseImageSource(
   };
 }
 
+/** The source that options describe, by QEMU's names.
+ *  @param label what messages call it
+ *  @throws as {@link parseImageSource}. */
+export function sourceOfOptions(label: string, options: ReadonlyMap<string, string>): ImageSource {
+  return fromOptions(label, options);
+}
+
 /** `file:x` is `x`, unless that would read as another protocol's name. */
 function withoutFilePrefix(name: string): string {
   const rest = name.startsWith('file:') ? name.slice(5) : name;

@@ -17,6 +17,8 @@ export interface Invocation {
   readonly err: Sink;
   readonly env: Readonly<Record<string, string | undefined>>;
   readonly signal: AbortSignal;
+  /** Stands for standard input, where it is given. */
+  readonly input?: AsyncIterable<Uint8Array>;
 }
 
 /** Runs this process as the program and ends it. */
@@ -56,17 +58,18 @@ function listenForSignals(controller: AbortController): () => void {
  *  @returns the exit status. */
 export async function run(invocation: Invocation): Promise<number> {
   const personality = personalityOf(invocation.calledAs);
-  const { out, err, env, signal } = invocation;
-  let cli = makeCli(personality, personality.program, { out, err }, env, signal);
+  const { out, err, env, signal, input } = invocation;
+  let cli = makeCli(personality, personality.program, { out, err }, env, signal, input);
   const cliFor = (verb: string): Cli => {
-    cli = makeCli(personality, verb, { out, err }, env, signal);
+    cli = makeCli(personality, verb, { out, err }, env, signal, input);
     return cli;
   };
   try {
-    if (personality.program === 'qemu-io' || personality.program === 'qemu-nbd') {
-      throw new Failure(`this program is not part of cowdisk yet; qemu-img and cowdisk are`);
+    if (personality.program === 'qemu-nbd') {
+      throw new Failure(`this program is not part of cowdisk yet; cowdisk, qemu-img and qemu-io are`);
     }
-    const { dispatch } = await import('./dispatch.ts');
+    const { dispatch, dispatchIo } = await import('./dispatch.ts');
+    if (personality.program === 'qemu-io') return await dispatchIo(invocation.args, cli);
     return await dispatch(personality, invocation.args, cliFor);
   } catch (error) {
     return report(cli, error);

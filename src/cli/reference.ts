@@ -3,6 +3,7 @@ import type { OptionSpec } from './args.ts';
 import { INERT_CREATE_OPTIONS } from './create-options.ts';
 import { PROGRAM_OPTIONS } from './dispatch.ts';
 import { optionNames } from './help.ts';
+import { COMMANDS, usageOf } from './io/table.ts';
 import type { VerbSpec } from './verbs/common.ts';
 import { allVerbSpecs, FUTURE_VERBS } from './verbs/index.ts';
 
@@ -18,6 +19,7 @@ export async function commandLineReference(): Promise<string> {
       "those marked *qemu-img only* instead, QEMU's messages, and everything else unchanged.",
     '',
     ...specs.flatMap(verbSection),
+    ...ioCommands(),
     '## Options before the command',
     '',
     ...table(PROGRAM_OPTIONS),
@@ -30,9 +32,27 @@ export async function commandLineReference(): Promise<string> {
     '',
     '## Not there yet',
     '',
-    `${FUTURE_VERBS.map((verb) => `\`${verb}\``).join(', ')} are refused with a message; so are the program names \`qemu-io\` and \`qemu-nbd\`.`,
+    `${FUTURE_VERBS.map((verb) => `\`${verb}\``).join(', ')} are refused with a message; so is the program name \`qemu-nbd\`.`,
   ];
   return `${lines.join('\n')}\n`;
+}
+
+/** The commands of the shell. */
+function ioCommands(): string[] {
+  const sections = COMMANDS.flatMap((spec) => [
+    `\`${usageOf(spec)}\`${spec.alias === undefined ? '' : ` (\`${spec.alias}\`)`}`,
+    '',
+    ...spec.details.flatMap((text) => [text, '']),
+    ...(spec.options.length === 0
+      ? []
+      : [
+          '| option | meaning |',
+          '|---|---|',
+          ...spec.options.map(([letter, does]) => `| \`-${letter}\` | ${cell(does)} |`),
+          '',
+        ]),
+  ]);
+  return ['## Commands of `io`', '', 'Also those of the program qemu-io.', '', ...sections];
 }
 
 function verbSection(spec: VerbSpec): string[] {

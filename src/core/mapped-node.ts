@@ -34,10 +34,10 @@ import { ALL_RULES, type SafetyRules } from './safety.ts';
 import type {
   BlockEvent,
   IoOptions,
+  Preallocation,
   StoreLimits,
   StoreStatus,
   StoreSupports,
-  TruncateOptions,
   WriteOptions,
   ZeroOptions,
 } from './store.ts';
@@ -49,6 +49,11 @@ export interface MappedNodeOptions {
   readonly rules?: SafetyRules;
   /** Default: as the format has it. */
   readonly discard?: DiscardMode | undefined;
+}
+
+/** TruncateOptions of an image, whose format can do more than a file. */
+export interface ResizeOptions extends IoOptions {
+  readonly preallocation?: Preallocation | 'metadata' | undefined;
 }
 
 export function mappedNode(format: FormatNode, options: MappedNodeOptions): MappedNode {
@@ -226,7 +231,8 @@ export class MappedNode implements BlockNode, EngineServices {
     return flushed === undefined ? undefined : this.#counted(flushed);
   }
 
-  truncate(size: number, options?: TruncateOptions): Pending {
+  /** Also takes `metadata`, where the format has it. */
+  truncate(size: number, options?: ResizeOptions): Pending {
     this.#checkOpen('truncate');
     const { format } = this;
     if (format.readOnly) throw this.#readOnly('truncate');

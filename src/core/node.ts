@@ -1,5 +1,6 @@
 /** The graph: named ByteStores with children in named roles. Types and walks only; nodes are fixed once opened. */
 
+import type { Breakpoints } from './breakpoints.ts';
 import type { FormatNode } from './format.ts';
 import type { ByteStore } from './store.ts';
 
@@ -22,6 +23,8 @@ export interface BlockNode extends ByteStore {
   readonly children: readonly Child[];
   /** The format behind this node, where it is an opened image. */
   readonly format?: FormatNode;
+  /** Filters that can hold requests at events. */
+  readonly breakpoints?: Breakpoints | undefined;
 }
 
 export function childOf(node: { readonly children: readonly Child[] }, role: ChildRole): BlockNode | undefined {

@@ -43,11 +43,11 @@ describe('the name it is called by', () => {
     expect(personalityOf(calledAs)).toEqual({ program, qemu: program !== 'cowdisk' });
   });
 
-  it.each(['qemu-io', 'qemu-nbd'])('%s is refused clearly', async (program) => {
-    expect(await cli(`/usr/bin/${program}`, '--version')).toEqual({
+  it('qemu-nbd is refused clearly', async () => {
+    expect(await cli('/usr/bin/qemu-nbd', '--version')).toEqual({
       status: 1,
       out: '',
-      err: `${program}: this program is not part of cowdisk yet; qemu-img and cowdisk are\n`,
+      err: 'qemu-nbd: this program is not part of cowdisk yet; cowdisk, qemu-img and qemu-io are\n',
     });
   });
 

@@ -62,8 +62,9 @@ export function requireBuild(): void {
 export class Workshop {
   readonly root = mkdtempSync(join(tmpdir(), 'cowdisk-transcripts-'));
   readonly fixtures = join(this.root, 'fixtures');
-  /** A link to our program, under the name qemu-img. */
+  /** Links to our program, under the names of QEMU's. */
   readonly ours: string;
+  readonly oursIo: string;
   #count = 0;
   readonly #sparse = new Map<string, SparseFile>();
 
@@ -72,7 +73,9 @@ export class Workshop {
     mkdirSync(this.fixtures);
     mkdirSync(join(this.root, 'bin'));
     this.ours = join(this.root, 'bin/qemu-img');
+    this.oursIo = join(this.root, 'bin/qemu-io');
     symlinkSync(program, this.ours);
+    symlinkSync(program, this.oursIo);
   }
 
   dispose(): void {
@@ -180,11 +183,11 @@ export interface Said {
 }
 
 /** Something that runs a command line in a directory. */
-export type Program = (args: readonly string[], directory: string) => Promise<Said>;
+export type Program = (args: readonly string[], directory: string, input?: string) => Promise<Said>;
 
 /** A program that is started anew for each command. */
 export function started(program: string): Program {
-  return (args, directory) => spawn(program, args, directory);
+  return (args, directory, input) => spawn(program, args, directory, input);
 }
 
 /** Our program in a process that stays. One command at a time. */
@@ -200,10 +203,10 @@ export class Resident {
     this.#ready = this.#next();
   }
 
-  readonly run: Program = async (args, directory) => {
+  readonly run: Program = async (args, directory, input) => {
     await this.#ready;
     const said = this.#next();
-    this.#child.send({ calledAs: this.#calledAs, args, directory });
+    this.#child.send({ calledAs: this.#calledAs, args, directory, input });
     return (await said) as Said;
   };
 
@@ -228,12 +231,13 @@ function environment(): NodeJS.ProcessEnv {
   return { ...env, LC_ALL: 'C.UTF-8', TZ: 'UTC' };
 }
 
-export function spawn(program: string, args: readonly string[], cwd: string): Promise<Said> {
+export function spawn(program: string, args: readonly string[], cwd: string, input = ''): Promise<Said> {
   return new Promise((resolve) => {
     const options = { cwd, env: environment(), timeout: TIMEOUT_MS, maxBuffer: 1 << 26 };
-    execFile(program, [...args], options, (error, stdout, stderr) => {
+    const child = execFile(program, [...args], options, (error, stdout, stderr) => {
       resolve({ stdout, stderr, status: error === null ? 0 : (error.code ?? error.signal ?? 'failed') });
     });
+    child.stdin?.on('error', () => undefined).end(input);
   });
 }
 

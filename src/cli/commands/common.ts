@@ -1,7 +1,7 @@
 /** What the commands share: reading the options of a verb in the order given, and the choices many verbs have. */
 
 import type { ReferencePolicy } from '../../image/references.ts';
-import { Arguments, type Given, usage } from '../args.ts';
+import { Arguments, type Given, type Mistake, usage } from '../args.ts';
 import type { Cli } from '../console.ts';
 import { Failure } from '../failure.ts';
 import { type ImageSource, parseImageSource } from '../image-source.ts';
@@ -37,18 +37,22 @@ export interface ScanHooks {
   readonly onOption?: (given: Given) => void;
   /** Keys of refused options that the command answers itself, after the mistakes that qemu-img tells first. */
   readonly later?: readonly string[];
+  /** What is printed when help is asked for. */
+  readonly help?: () => Promise<string>;
+  /** Words for mistakes; qemu-img's when not given. */
+  readonly mistake?: (mistake: Mistake) => Failure;
 }
 
 /** Reads the options of a verb.
  *  @throws {@link Failure} for mistakes and for refused options; {@link Finished} for help. */
 export async function scan(cli: Cli, spec: VerbSpec, args: readonly string[], hooks: ScanHooks = {}): Promise<Scanned> {
-  const words = new Arguments(optionsFor(spec, cli.personality), args, cli.verb);
+  const words = new Arguments(optionsFor(spec, cli.personality), args, cli.verb, true, hooks.mistake);
   const values = new Map<string, string | undefined>();
   const all: { readonly key: string; readonly value: string }[] = [];
   const objects = new Objects();
   for (const given of words) {
     const { key } = given.spec;
-    if (key === 'help') throw new Finished(await helpText(cli, spec));
+    if (key === 'help') throw new Finished(await (hooks.help?.() ?? helpText(cli, spec)));
     if (key === 'object') {
       const text = objects.add(given.value as string);
       if (text !== undefined) throw new Finished(text);

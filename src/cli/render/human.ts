@@ -82,16 +82,18 @@ export function humanInfo(info: InfoView): string {
   }
   if (info.snapshots !== undefined && info.snapshots.length > 0)
     lines.push('Snapshot list:', ...snapshotTable(info.snapshots));
-  if (info.specific !== undefined) {
-    const { type, data } = info.specific;
-    const entries = Object.entries(data) as [string, JsonValue][];
-    // Nobody has seen the others anywhere else: they are in the order that their formats found best.
-    const specific = QEMU_TYPES.includes(type)
-      ? dumpObject(data as Record<string, JsonValue>, 1)
-      : dumpEntries(entries, 1);
-    if (specific.length > 0) lines.push('Format specific information:', ...specific);
-  }
+  if (info.specific !== undefined) lines.push(...specificLines(info.specific));
   return `${lines.join('\n')}\n`;
+}
+
+/** The block of facts that only one format has; nothing where there are none. */
+export function specificLines({ type, data }: NonNullable<InfoView['specific']>): string[] {
+  const entries = Object.entries(data) as [string, JsonValue][];
+  // Nobody has seen the others anywhere else: they are in the order that their formats found best.
+  const specific = QEMU_TYPES.includes(type)
+    ? dumpObject(data as Record<string, JsonValue>, 1)
+    : dumpEntries(entries, 1);
+  return specific.length > 0 ? ['Format specific information:', ...specific] : [];
 }
 
 function actualPath(recorded: string, full: string | undefined): string {

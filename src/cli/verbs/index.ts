@@ -78,6 +78,12 @@ const VERBS: Readonly<Record<string, VerbEntry>> = {
     spec: async () => (await import('./info.ts')).info,
     command: async () => (await import('../commands/info.ts')).runInfo,
   },
+  io: {
+    summary: 'read and write parts of an image, in a shell',
+    only: 'cowdisk',
+    spec: async () => (await import('./io.ts')).io,
+    command: async () => (await import('../commands/io.ts')).runIo,
+  },
   map: {
     summary: 'show where the data of an image lies, in which layer and file',
     spec: async () => (await import('./map.ts')).map,
