@@ -5,7 +5,7 @@
  *  - `metadata` is held while host space is chosen, counted or freed, and never across guest data or copy-on-write edges;
  *  - orders of write-back: L2 after refcount blocks, refcount table and data; L1 after the same; refcount table after refcount blocks. */
 import { Mutex, type Pending } from '../../base/async.ts';
-import { BlockError, hex } from '../../base/errors.ts';
+import { BlockError, hex, isBlockError } from '../../base/errors.ts';
 import { FlushGate } from '../../core/flush-gate.ts';
 import type { EngineServices, OpenContext } from '../../core/format.ts';
 import type { BlockNode } from '../../core/node.ts';
@@ -225,7 +225,15 @@ export class Qcow2State {
     });
     const known = this.#suppressed.fatal || (!fatal && this.#suppressed.other);
     if (!known) {
-      this.#context.report({ type: 'corrupted', node: this.name, message: detail, ...where, fatal });
+      const { offset, size } = where;
+      this.#context.report({
+        type: 'corrupted',
+        node: this.name,
+        message: detail,
+        ...(offset === undefined || offset < 0 ? {} : { offset }),
+        ...(size === undefined || size < 0 ? {} : { size }),
+        fatal,
+      });
       if (fatal) this.#suppressed.fatal = true;
       else this.#suppressed.other = true;
     }
@@ -241,7 +249,13 @@ export class Qcow2State {
   ): Promise<never> {
     const error = this.corruption(reason, detail, { ...where, fatal: true });
     if (!this.readOnly && this.header.version >= 3) {
-      await this.setIncompatible(this.header.incompatible | INCOMPATIBLE.corrupt);
+      try {
+        await this.setIncompatible(this.header.incompatible | INCOMPATIBLE.corrupt);
+      } catch (cause) {
+        // what was found counts more than that it could not be written down
+        const why = isBlockError(cause) ? cause.message : String(cause);
+        this.warn('qcow2.corrupt-mark', `${this.name}: could not be marked as corrupt: ${why}`);
+      }
     }
     throw error;
   }
