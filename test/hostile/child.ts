@@ -3,6 +3,7 @@
 import { createCodecs } from '../../src/codec/create.ts';
 import { loadBases } from './bases.ts';
 import { collectGarbage, exercise } from './exercise.ts';
+import { exerciseFeatures } from './feature-exercise.ts';
 import { Mutator, type Recipe } from './mutate.ts';
 
 /** What the parent asks for. */
@@ -14,6 +15,8 @@ export interface Order {
   readonly from: number;
   readonly to: number;
   readonly recipes: readonly Recipe[] | undefined;
+  /** `whole`: everything that every image must survive; `features`: a few of the things that can be done to one. */
+  readonly suite: 'whole' | 'features';
 }
 
 /** What the child tells. */
@@ -40,7 +43,7 @@ process.on('message', (order: Order) => {
   void serve(order);
 });
 
-async function serve({ directory, seed, from, to, recipes }: Order): Promise<void> {
+async function serve({ directory, seed, from, to, recipes, suite }: Order): Promise<void> {
   const bases = loadBases(directory);
   const mutator = new Mutator(bases, seed);
   const codecs = createCodecs({ workers: 0 });
@@ -49,7 +52,7 @@ async function serve({ directory, seed, from, to, recipes }: Order): Promise<voi
     collectGarbage();
     const recipe = recipes?.[index] ?? mutator.recipe(index);
     const start = process.cpuUsage();
-    const { steps, failures } = await exercise(recipe, bases, codecs);
+    const { steps, failures } = await (suite === 'features' ? exerciseFeatures : exercise)(recipe, bases, codecs);
     // what nobody waits for fails after the turn that dropped it
     await new Promise((resolve) => setImmediate(resolve));
     const { user, system } = process.cpuUsage(start);

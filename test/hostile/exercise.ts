@@ -5,7 +5,7 @@
  *  - what was written is read back, and an image that check calls right keeps all its other bytes, and stays right;
  *  - what a repair calls repaired passes the next check;
  *  - snapshots made, applied and deleted leave disk and check as they were, where check called the image right. */
-import { BlockError, isBlockError } from '../../src/base/errors.ts';
+import { isBlockError } from '../../src/base/errors.ts';
 import { isZero } from '../../src/bytes/zeros.ts';
 import type { Codecs } from '../../src/codec/codecs.ts';
 import type { CheckFinding, CheckResult } from '../../src/core/format.ts';
@@ -18,7 +18,8 @@ import type { ReferencePolicy } from '../../src/image/references.ts';
 import type { MemoryStore } from '../../src/storage/memory.ts';
 import { below, noise, seededRandom } from '../../src/testing/random.ts';
 import { imageInfo } from '../../src/tools/info.ts';
-import { type Base, copyOf } from './bases.ts';
+import type { Base } from './bases.ts';
+import { companions } from './companions.ts';
 import { bake, type Recipe } from './mutate.ts';
 
 const KiB = 1024;
@@ -78,7 +79,7 @@ class Patient implements Outcome {
     this.#random = seededRandom(recipe.exercise);
     const draw = this.#random();
     this.#policy = draw < 0.8 ? 'allow' : draw < 0.95 ? 'layer-only' : 'deny';
-    this.#protocol = companions(bases.get(recipe.base) as Base);
+    this.#protocol = companions(bases.get(recipe.base) as Base).protocol;
   }
 
   async run(): Promise<void> {
@@ -99,7 +100,7 @@ class Patient implements Outcome {
   }
 
   #fresh(): MemoryStore {
-    this.#protocol = companions(this.#bases.get(this.#recipe.base) as Base);
+    this.#protocol = companions(this.#bases.get(this.#recipe.base) as Base).protocol;
     return bake(this.#recipe, this.#bases);
   }
 
@@ -326,12 +327,12 @@ class Patient implements Outcome {
   }
 }
 
-async function readOnlyCopy(store: MemoryStore): Promise<MemoryStore> {
+export async function readOnlyCopy(store: MemoryStore): Promise<MemoryStore> {
   if (!store.closed) await store.close();
   return store.reopen({ readOnly: true });
 }
 
-async function mapAll(image: Image): Promise<void> {
+export async function mapAll(image: Image): Promise<void> {
   let end = 0;
   for await (const { start, length } of image.extents()) {
     if (start !== end || !(length > 0)) throw new Error(`extent of ${length} bytes at ${start}, after ${end}`);
@@ -358,26 +359,4 @@ function changedOutside(
     }
   }
   return undefined;
-}
-
-/** The files that a base names, in memory: what is written stays. */
-function companions(base: Base): ProtocolDriver {
-  const files = new Map<string, MemoryStore>();
-  return {
-    name: 'mem',
-    schemes: ['mem'],
-    open: async (name, { readOnly }) => {
-      const file = base.companions.get(name);
-      if (file === undefined) {
-        throw new BlockError('NOT_FOUND', `could not open "${name}": no such file or directory`, {
-          reason: 'system',
-          details: { errno: 'ENOENT' },
-        });
-      }
-      const store = files.get(name)?.reopen() ?? copyOf(file);
-      files.set(name, store);
-      return readOnly ? await readOnlyCopy(store) : store;
-    },
-    resolve: (_base, relative) => relative,
-  };
 }

@@ -24,6 +24,8 @@ export interface RunResult {
   readonly failures: readonly CaseFailure[];
   readonly slowest: { readonly index: number; readonly milliseconds: number };
   readonly peakBytes: number;
+  /** Processor time of all cases. */
+  readonly milliseconds: number;
 }
 
 export interface RunOptions {
@@ -36,6 +38,7 @@ export interface RunOptions {
   /** These and no others; `cases` is their number then. */
   readonly recipes?: readonly Recipe[];
   readonly children: number;
+  readonly suite?: Order['suite'];
   /** Processor time that one case may take. */
   readonly limitMs: number;
 }
@@ -56,6 +59,7 @@ class Tally implements RunResult {
   readonly failures: CaseFailure[] = [];
   slowest = { index: -1, milliseconds: 0 };
   peakBytes = 0;
+  milliseconds = 0;
   readonly #limitMs: number;
 
   constructor(limitMs: number) {
@@ -65,6 +69,7 @@ class Tally implements RunResult {
   add(report: Extract<Report, { type: 'end' }>): void {
     const { index, recipe, steps, failures, milliseconds } = report;
     this.cases++;
+    this.milliseconds += milliseconds;
     count(this.hits, recipe.kind);
     for (const [step, ending] of Object.entries(steps)) count(this.endings, `${step}: ${ending}`);
     for (const what of failures) this.failures.push({ index, recipe, what });
@@ -96,7 +101,7 @@ async function runLane(options: RunOptions, next: () => number, tally: Tally): P
 
 /** @returns the case that ended the child, `undefined` when all went through. */
 function runChild(
-  { code, directory, seed, recipes }: RunOptions,
+  { code, directory, seed, recipes, suite = 'whole' }: RunOptions,
   from: number,
   to: number,
   tally: Tally,
@@ -128,6 +133,6 @@ function runChild(
       clearTimeout(timer);
       resolve(done ? undefined : { index, what: `the child ended with ${signal ?? status}: ${output}` });
     });
-    child.send({ directory, seed, from, to, recipes } satisfies Order);
+    child.send({ directory, seed, from, to, recipes, suite } satisfies Order);
   });
 }
