@@ -26,6 +26,7 @@ const NAMES: Readonly<Record<string, readonly string[]>> = {
   'datafile-raw': ['flat.raw'],
   dirty: [],
   luks: [],
+  everything: [],
 };
 
 export const BASE_NAMES: readonly string[] = Object.keys(NAMES);

@@ -105,6 +105,16 @@ const header = Number(encrypted.readBigUInt64BE(112 + 8));
 encrypted.fill(0, header + 4096, header + Number(encrypted.readBigUInt64BE(112 + 16)));
 writeFileSync(join(scratch, 'luks'), encrypted);
 
+const all = 'cluster_size=16k,extended_l2=on,compression_type=zstd,lazy_refcounts=on,refcount_bits=32';
+create('everything', '1M', all);
+io('everything', 'write -P 140 0 40k', 'write -c -P 141 64k 32k', 'write -z 100k 3k');
+run('qemu-img', 'snapshot', '-c', 'one', 'everything');
+run('qemu-img', 'bitmap', '--add', '-g', '4k', 'everything', 'dirty');
+io('everything', 'write -P 142 8k 20k', 'write -P 143 300k 5k', 'discard 64k 16k');
+run('qemu-img', 'snapshot', '-c', 'two', 'everything');
+io('everything', 'write -P 144 0 3k', 'write -c -P 145 512k 16k');
+run('qemu-img', 'bitmap', '--add', '--disable', 'everything', 'idle');
+
 const names = [
   'v2',
   'v3',
@@ -125,6 +135,7 @@ const names = [
   'flat.raw',
   'dirty',
   'luks',
+  'everything',
 ];
 for (const name of names) {
   const bytes = readFileSync(join(scratch, name));
