@@ -296,18 +296,13 @@ function toNumber(value: bigint): number {
   return value < 0n || value > BigInt(Number.MAX_SAFE_INTEGER) ? Number.MAX_SAFE_INTEGER : Number(value);
 }
 
-/** What is wrong with the options that ask for encryption, in QEMU's words where QEMU would refuse too; `undefined` when none does. */
-export function encryptionProblem(
+/** qemu-img measures a LUKS header by making one, for which it wants the key. @throws {@link Failure} */
+export function requireMeasureSecret(
   values: ReadonlyMap<string, CreateValue>,
   secrets: Readonly<Record<string, unknown>>,
-): string | undefined {
-  const asked = [...values].filter(([name, given]) => /^encrypt(ion$|\.)/.test(name) && given.value !== false);
-  if (asked.length === 0) return undefined;
-  const format = values.get('encrypt.format')?.text ?? (values.get('encryption')?.value === true ? 'aes' : undefined);
-  if (format === undefined) return "Parameter 'encrypt.format' is missing";
-  if (format !== 'aes' && format !== 'luks') return `Parameter 'format' does not accept value '${format}'`;
+): void {
+  if (values.get('encrypt.format')?.text !== 'luks') return;
   const id = values.get('encrypt.key-secret')?.text;
-  if (id === undefined) return "Parameter 'encrypt.key-secret' is required for cipher";
-  if (!Object.hasOwn(secrets, id)) return `No secret with id '${id}'`;
-  return `Encryption (${asked.map(([name]) => name).join(', ')}) is not supported yet`;
+  if (id === undefined) throw new Failure("Parameter 'encrypt.key-secret' is required for cipher");
+  if (!Object.hasOwn(secrets, id)) throw new Failure(`No secret with id '${id}'`);
 }

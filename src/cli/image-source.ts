@@ -22,6 +22,10 @@ export interface ImageSource {
   readonly discard?: DiscardMode | undefined;
   /** `data-file.filename=…`: the data file, whatever the image records. */
   readonly dataFile?: string | undefined;
+  /** Open options of the layers below, the backing file's first: `backing.NAME`, `backing.backing.NAME`. */
+  readonly backingOptions?: readonly ReadonlyMap<string, string>[] | undefined;
+  /** What stands for the recorded backing file: `backing.driver` and `backing.file.filename`. */
+  readonly backing?: { readonly name: string; readonly format: string } | undefined;
 }
 
 /** @param format `-f`.
@@ -128,12 +132,41 @@ function fromOptions(label: string, options: ReadonlyMap<string, string>): Image
     options: new Map(rest),
     discard: discardOf(label, options),
     dataFile: childFileOf(label, options, 'data-file'),
+    ...backingOf(label, options),
   };
+}
+
+const BELOW = 'backing.';
+
+/** The options of the layers below; of the first one also which file it is. */
+function backingOf(
+  label: string,
+  options: ReadonlyMap<string, string>,
+): Pick<ImageSource, 'backing' | 'backingOptions'> {
+  const layers: ReadonlyMap<string, string>[] = [];
+  let backing: ImageSource['backing'];
+  for (let below = optionsBelow(options); below.size > 0; below = optionsBelow(below)) {
+    const ofFile = [...below].filter(([name]) => name.startsWith('file.'));
+    const driver = below.get('driver');
+    if (ofFile.length > 0 || driver !== undefined) {
+      if (layers.length > 0 || ofFile.length === 0 || driver === undefined) {
+        throw refuse(label, "another backing file takes both 'backing.driver' and 'backing.file.filename'");
+      }
+      backing = { name: fileOf(label, below, ofFile), format: driver };
+    }
+    layers.push(new Map([...below].filter(([name]) => !/^(driver$|file\.|backing\.)/.test(name))));
+  }
+  return layers.length === 0 ? {} : { backingOptions: layers, backing };
+}
+
+function optionsBelow(options: ReadonlyMap<string, string>): Map<string, string> {
+  const below = [...options].filter(([name]) => name.startsWith(BELOW));
+  return new Map(below.map(([name, value]) => [name.slice(BELOW.length), value]));
 }
 
 /** Not options of the format. */
 function isOfGraph(key: string): boolean {
-  return key === 'driver' || key === 'discard' || /^(file|data-file|header)\./.test(key);
+  return key === 'driver' || key === 'discard' || /^(file|data-file|header|backing)\./.test(key);
 }
 
 function discardOf(label: string, options: ReadonlyMap<string, string>): DiscardMode | undefined {
@@ -178,6 +211,7 @@ const CONTENT_OPTIONS: Readonly<Record<string, readonly string[]>> = {
   raw: ['offset', 'size'],
   cow: ['layout', 'bitmap-offset', 'data-offset', 'tail'],
   luks: ['key-secret', 'header'],
+  qcow2: ['encrypt.key-secret'],
 };
 
 function shownName(driver: string | undefined, name: string, options: readonly [string, string][]): string | undefined {

@@ -67,8 +67,14 @@ export function openOptionsOf(
     ...drivers,
     format: source.format,
     readOnly: choices.readOnly ?? true,
-    options: (driver) => ({ ...formatOptions(driver, source), ...ownOptions(driver, source, choices) }),
-    backing: choices.backing,
+    options: (driver) => ({
+      ...formatOptions(driver, source.label, source.options),
+      ...ownOptions(driver, source, choices),
+    }),
+    backingOptions: source.backingOptions?.map(
+      (below) => (driver: FormatDriver) => formatOptions(driver, source.label, below),
+    ),
+    backing: choices.backing ?? source.backing,
     dataFile: named(choices.dataFile ?? source.dataFile),
     discard: source.discard,
     snapshot: choices.snapshot,
@@ -110,19 +116,23 @@ function withStatus(failure: Failure, status: number): Failure {
 }
 
 /** The options of `--image-opts`, in QEMU's words. */
-function formatOptions(driver: FormatDriver, source: ImageSource): Record<string, unknown> {
+function formatOptions(
+  driver: FormatDriver,
+  label: string,
+  options: ReadonlyMap<string, string>,
+): Record<string, unknown> {
   const result: Record<string, unknown> = {};
   const schema = new Map(
     Object.entries(driver.openOptions as OptionSchema).map(([key, def]) => [cliName(key, def), [key, def] as const]),
   );
-  for (const [name, text] of source.options) {
+  for (const [name, text] of options) {
     const found = schema.get(name);
     if (found === undefined) {
       throw new Failure(
-        `Could not open '${source.label}': Block format '${driver.name}' does not support the option '${name}'`,
+        `Could not open '${label}': Block format '${driver.name}' does not support the option '${name}'`,
       );
     }
-    result[found[0]] = optionValue(source.label, name, found[1].kind, text);
+    result[found[0]] = optionValue(label, name, found[1].kind, text);
   }
   return result;
 }

@@ -97,18 +97,23 @@ function addRun(
   switch (run.kind) {
     case 'data':
       if (format.recurse !== 'none') return addRecursing(format, cursor, run);
-      return addPlaced(format, cursor, run, PRESENT_DATA, format.transform === undefined ? run.hostOffset : -1);
+      return addPlaced(format, cursor, run, PRESENT_DATA, placeOf(format, run));
     case 'zero':
-      return addPlaced(format, cursor, run, PRESENT_ZERO, run.hostOffset);
+      return addPlaced(format, cursor, run, PRESENT_ZERO, placeOf(format, run));
     case 'encoded':
       return advance(cursor, run.length, into.add(run.length, PRESENT_DATA + EXTENT.compressed));
     case 'unallocated':
       if (backing === undefined || run.guestOffset >= backing.size) {
         // Subclusters of an allocated cluster have their place, whether it holds anything or not.
-        return addPlaced(format, cursor, run, EXTENT.zero, run.hostOffset);
+        return addPlaced(format, cursor, run, EXTENT.zero, placeOf(format, run));
       }
       return addBelow(backing, cursor, run.guestOffset, Math.min(run.length, backing.size - run.guestOffset));
   }
+}
+
+/** What is encrypted has no place that anybody could read. */
+function placeOf(format: FormatNode, run: Run): number {
+  return format.transform === undefined ? run.hostOffset : -1;
 }
 
 function addPlaced(

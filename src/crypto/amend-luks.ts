@@ -24,6 +24,8 @@ export interface KeyAmendmentRun {
   /** @returns a copy. @throws {@link BlockError} NOT_FOUND */
   secret(id: string): Uint8Array;
   readonly force?: boolean | undefined;
+  /** As that of `LuksVolume.unlock`. */
+  readonly roundLimit?: number | undefined;
   readonly signal?: AbortSignal | undefined;
 }
 
@@ -31,50 +33,64 @@ export interface KeyAmendmentRun {
  *  @throws {@link BlockError} OPTION `luks.amend-state`, `luks.amend-state-value`, `luks.amend-new-missing`, `luks.amend-old-given`,
  *  `luks.amend-new-given`, `luks.amend-iter-given`; NOT_FOUND `secret.missing`; as {@link LuksVolume.addKey} and {@link LuksVolume.eraseKeys}. */
 export async function amendKeys(volume: LuksVolume, asked: KeyAmendment, run: KeyAmendmentRun): Promise<void> {
-  const { state } = asked;
-  const { subject } = run;
-  if (state === 'active') await addKey(volume, asked, run);
-  else if (state === 'inactive') await eraseKeys(volume, asked, run);
-  else if (state === undefined)
+  requireKeyAmendment(asked, run.subject);
+  if (asked.newSecret !== undefined) await addKey(volume, asked.newSecret, asked, run);
+  else await eraseKeys(volume, asked, run);
+}
+
+/** What is wrong with the options together; asks for no password.
+ *  @throws {@link BlockError} OPTION `luks.amend-…`, as {@link amendKeys}. */
+export function requireKeyAmendment(asked: KeyAmendment, subject: string): void {
+  const { state, newSecret, oldSecret, iterTime } = asked;
+  if (state === undefined) {
     throw fault(subject, 'amend-state', 'state must be given: active or inactive', {}, 'OPTION');
-  else {
+  }
+  if (state !== 'active' && state !== 'inactive') {
     const what = `state is active or inactive, not "${state}"`;
     throw fault(subject, 'amend-state-value', what, { value: state }, 'OPTION');
   }
-}
-
-async function addKey(volume: LuksVolume, asked: KeyAmendment, run: KeyAmendmentRun): Promise<void> {
-  const { newSecret, oldSecret, keyslot, iterTime } = asked;
-  const { subject, force, signal } = run;
-  if (newSecret === undefined) {
-    throw fault(subject, 'amend-new-missing', 'a key slot becomes active by a password: give new-secret', {}, 'OPTION');
-  }
-  if (oldSecret !== undefined) {
+  if (state === 'active') {
+    if (newSecret === undefined) {
+      const what = 'a key slot becomes active by a password: give new-secret';
+      throw fault(subject, 'amend-new-missing', what, {}, 'OPTION');
+    }
+    if (oldSecret === undefined) return;
     throw fault(subject, 'amend-old-given', 'old-secret is for erasing; the image is open already', {}, 'OPTION');
   }
+  if (newSecret !== undefined) {
+    throw fault(subject, 'amend-new-given', 'new-secret has no meaning where keys are erased', {}, 'OPTION');
+  }
+  if (iterTime === undefined) return;
+  throw fault(subject, 'amend-iter-given', 'iter-time has no meaning where keys are erased', {}, 'OPTION');
+}
+
+async function addKey(
+  volume: LuksVolume,
+  newSecret: string,
+  { keyslot, iterTime }: KeyAmendment,
+  run: KeyAmendmentRun,
+): Promise<void> {
+  const { force, roundLimit, signal } = run;
   const unlock = run.secret(run.keySecret);
   let passphrase: Uint8Array | undefined;
   try {
     passphrase = run.secret(newSecret);
-    await volume.addKey({ unlock, passphrase, slot: keyslot, iterTime, force, signal });
+    await volume.addKey({ unlock, passphrase, slot: keyslot, iterTime, force, roundLimit, signal });
   } finally {
     unlock.fill(0);
     passphrase?.fill(0);
   }
 }
 
-async function eraseKeys(volume: LuksVolume, asked: KeyAmendment, run: KeyAmendmentRun): Promise<void> {
-  const { newSecret, oldSecret, keyslot, iterTime } = asked;
-  const { subject, force, signal } = run;
-  if (newSecret !== undefined) {
-    throw fault(subject, 'amend-new-given', 'new-secret has no meaning where keys are erased', {}, 'OPTION');
-  }
-  if (iterTime !== undefined) {
-    throw fault(subject, 'amend-iter-given', 'iter-time has no meaning where keys are erased', {}, 'OPTION');
-  }
+async function eraseKeys(
+  volume: LuksVolume,
+  { oldSecret, keyslot }: KeyAmendment,
+  run: KeyAmendmentRun,
+): Promise<void> {
+  const { force, roundLimit, signal } = run;
   const passphrase = oldSecret === undefined ? undefined : run.secret(oldSecret);
   try {
-    await volume.eraseKeys({ passphrase, slot: keyslot, force, signal });
+    await volume.eraseKeys({ passphrase, slot: keyslot, force, roundLimit, signal });
   } finally {
     passphrase?.fill(0);
   }

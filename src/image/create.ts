@@ -217,6 +217,8 @@ async function lookAt(
       secrets,
       signal,
       format,
+      // its size and format, for which no key is needed
+      metadataOnly: true,
       references: 'layer-only',
       lookAt: options.references ?? 'allow',
     });

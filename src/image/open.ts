@@ -69,6 +69,8 @@ export interface OpenImageOptions extends ImageDrivers {
   readonly readOnly?: boolean | undefined;
   /** Open options of the format, by their TypeScript names; a function is told which format it turned out to be. */
   readonly options?: OpenOptionsInput | undefined;
+  /** Open options of the layers below, that of the backing file first, as {@link options}. */
+  readonly backingOptions?: readonly OpenOptionsInput[] | undefined;
   /** Default `deny`. */
   readonly references?: ReferencePolicy | undefined;
   /** `false`: backing files stay unopened whatever `references` says (`info`, `check`); a number: those below so many stay unopened.
@@ -391,7 +393,8 @@ class Opening {
     requireNew(from, key, identity, resolved);
     if (!isLayer && reference.format === undefined) return file;
     const layer: Layer = { name: resolved, key, identity, file, readOnly, depth, above: from };
-    const node = await this.#openLayer(layer, await this.#layerFormat(reference, layer), {}, false, false);
+    const options = (isLayer ? this.#options.backingOptions?.[depth - 2] : undefined) ?? {};
+    const node = await this.#openLayer(layer, await this.#layerFormat(reference, layer), options, false, false);
     this.#opened.push(node);
     return node;
   }

@@ -189,13 +189,15 @@ class Commit {
   }
 
   async #openBase(): Promise<Image> {
-    const { name, format } = this.#plan;
-    const { backing: _, dataFile: __, options: ___, lookAt, ...common } = opening(this.#options);
+    const { name, format, depth } = this.#plan;
+    const { backing: _, dataFile: __, options: ___, backingOptions, lookAt, ...common } = opening(this.#options);
     try {
       const base = await openImage(name, {
         ...common,
         lookAt,
         format,
+        options: backingOptions?.[depth - 1],
+        backingOptions: backingOptions?.slice(depth),
         readOnly: false,
         discard: common.discard ?? 'unmap',
       });

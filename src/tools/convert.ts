@@ -26,7 +26,8 @@ import {
  *  `writethrough` and `directsync` after every write. The page cache is used in every mode. */
 export type CacheMode = 'none' | 'writeback' | 'writethrough' | 'directsync' | 'unsafe';
 
-export interface ConvertSource extends Pick<OpenImageOptions, 'format' | 'options' | 'backing' | 'snapshot'> {
+export interface ConvertSource
+  extends Pick<OpenImageOptions, 'format' | 'options' | 'backing' | 'backingOptions' | 'snapshot'> {
   readonly name: string;
 }
 
@@ -190,6 +191,7 @@ async function openSource(source: string | ConvertSource, options: ConvertOption
     name,
     format,
     backing,
+    backingOptions,
     snapshot,
     options: openOptions,
   } = typeof source === 'string' ? { name: source } : (source as ConvertSource);
@@ -206,6 +208,7 @@ async function openSource(source: string | ConvertSource, options: ConvertOption
     onEvent,
     format,
     backing,
+    backingOptions,
     snapshot,
     options: openOptions,
   });

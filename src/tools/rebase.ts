@@ -22,6 +22,8 @@ export interface RebaseOptions
   /** The new backing file as it is to be recorded: relative to the directory of the image. `undefined`: none. Its format may be left out where
    *  the image's own format takes one for granted. */
   readonly to: BackingRecord | undefined;
+  /** Open options of the new backing file. */
+  readonly toOptions?: OpenImageOptions['options'];
   /** Change the record only (`-u`): the new file is the old one under another name, or as good. Neither file need be there. */
   readonly recordOnly?: boolean | undefined;
   /** How writes reach the disk. Default `writeback`. */
@@ -64,7 +66,15 @@ export async function rebaseImage(name: string, options: RebaseOptions): Promise
 }
 
 function opening(options: RebaseOptions): OpenImageOptions {
-  const { to: _, recordOnly: _record, cache, onProgress: _progress, onOpened: _opened, ...open } = options;
+  const {
+    to: _,
+    toOptions: _options,
+    recordOnly: _record,
+    cache,
+    onProgress: _progress,
+    onOpened: _opened,
+    ...open
+  } = options;
   return { ...open, unsafe: cache === 'unsafe' };
 }
 
@@ -143,13 +153,14 @@ class Rebase {
   }
 
   async #openNew(to: BackingRecord, from: BackingRecord | undefined): Promise<Image> {
-    const { backing: _, options: _options, ...common } = opening(this.#options);
+    const { backing: _, options: _options, backingOptions: _below, ...common } = opening(this.#options);
+    const { toOptions } = this.#options;
     const image = this.#image;
     try {
       const reference = { role: 'backing', name: to.name, readOnly: true } as const;
       const { resolved } = resolveReference(reference, image.name, common.protocols);
       const format = to.format ?? this.#assumedFormat(from);
-      const base = await openImage(resolved, { ...common, format, readOnly: true });
+      const base = await openImage(resolved, { ...common, format, options: toOptions, readOnly: true });
       try {
         await this.#requireNoLoop(base, to);
         return base;

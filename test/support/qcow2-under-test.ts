@@ -40,13 +40,19 @@ export interface Qcow2Variant {
   readonly grow?: boolean;
   /** `share` of the harness makes a snapshot, and now and then deletes an older one or applies the newest. */
   readonly snapshots?: boolean;
+  /** Encrypted, with {@link PASSWORD}. LUKS takes 550 KiB for its header. */
+  readonly encryption?: 'aes' | 'luks';
 }
+
+export const PASSWORD = 'correct horse';
+const SECRETS = secretsOf({ key: PASSWORD });
 
 export interface OpenQcow2 extends Partial<OpenUnderTest> {
   /** The content of this snapshot instead of the disk. */
   readonly snapshot?: SnapshotSelector;
 }
 
+/** With the key of encrypted ones. */
 export async function openQcow2(file: BlockNode, options: OpenQcow2 = {}): Promise<MappedNode> {
   const context: OpenContext = {
     file,
@@ -58,7 +64,7 @@ export async function openQcow2(file: BlockNode, options: OpenQcow2 = {}): Promi
     snapshot: options.snapshot,
     cache: options.cache ?? new CacheBudget(1 << 20),
     codecs,
-    secret: secretsOf(undefined),
+    secret: SECRETS,
     referenceStatus: () => Promise.resolve(undefined),
     openReference: () => {
       if (options.backing === undefined) throw new Error('the image has no backing file');
@@ -66,11 +72,22 @@ export async function openQcow2(file: BlockNode, options: OpenQcow2 = {}): Promi
     },
     report: () => undefined,
   };
-  const node = await qcow2.open(context, resolveOptions(qcow2.openOptions, {}));
+  const node = await qcow2.open(context, resolveOptions(qcow2.openOptions, { encryptKeySecret: 'key' }));
   return mappedNode(node, { name: 'disk', rules: options.rules ?? ALL_RULES });
 }
 
+const encrypted = new Map<string, Promise<MemoryStore>>();
+
+/** Making a LUKS header takes a measurement of the machine: equal images are made once. */
 export async function createQcow2Bytes(size: number, variant: Qcow2Variant, hasBacking: boolean): Promise<MemoryStore> {
+  if (variant.encryption !== 'luks') return newImage(size, variant, hasBacking);
+  const key = JSON.stringify([size, variant, hasBacking]);
+  const made = encrypted.get(key) ?? newImage(size, variant, hasBacking);
+  encrypted.set(key, made);
+  return MemoryStore.from((await made).bytes());
+}
+
+async function newImage(size: number, variant: Qcow2Variant, hasBacking: boolean): Promise<MemoryStore> {
   const file = new MemoryStore({ pageSize: 512 });
   const { clusterSize = 512, compat = 'v3', refcountBits = 16, lazyRefcounts = false, extendedL2 = false } = variant;
   await qcow2.create?.(
@@ -78,7 +95,7 @@ export async function createQcow2Bytes(size: number, variant: Qcow2Variant, hasB
       file,
       name: 'disk',
       createReference: () => Promise.reject(new Error('no references here')),
-      secret: secretsOf(undefined),
+      secret: SECRETS,
       referenceStatus: () => Promise.resolve(undefined),
     },
     size,
@@ -88,6 +105,8 @@ export async function createQcow2Bytes(size: number, variant: Qcow2Variant, hasB
       refcountBits,
       lazyRefcounts,
       extendedL2,
+      ...(variant.encryption === undefined ? {} : { encryptFormat: variant.encryption, encryptKeySecret: 'key' }),
+      ...(variant.encryption === 'luks' ? { encryptIterTime: 0, encryptCipherAlg: 'aes-128' } : {}),
       ...(hasBacking ? { backingFile: 'backing', backingFmt: 'raw' } : {}),
     }),
   );

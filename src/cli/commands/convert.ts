@@ -6,13 +6,7 @@ import type { ImageDrivers } from '../../image/open.ts';
 import { type ConvertOptions, type ConvertTarget, convertImage } from '../../tools/convert.ts';
 import { bitmapsToCopy } from '../../tools/convert-bitmaps.ts';
 import type { Cli } from '../console.ts';
-import {
-  type CreateValue,
-  createOptionsOf,
-  driverOptions,
-  encryptionProblem,
-  readCreateOptions,
-} from '../create-options.ts';
+import { type CreateValue, createOptionsOf, driverOptions, readCreateOptions } from '../create-options.ts';
 import { loadDrivers } from '../drivers.ts';
 import { Failure } from '../failure.ts';
 import { parseImageSource } from '../image-source.ts';
@@ -117,8 +111,6 @@ class Conversion {
     }
     this.#requireCompressible(driver, values);
     await this.#requireBitmaps(images, driver, values);
-    const encryption = encryptionProblem(values, this.#given.objects.secrets);
-    if (encryption !== undefined) throw this.#errors.framed(name, format, encryption);
     if (backing === undefined && backingFormat !== undefined) {
       const known = this.#drivers.formats.some((candidate) => candidate.name === backingFormat);
       throw this.#errors.framed(

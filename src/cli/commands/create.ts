@@ -13,7 +13,6 @@ import {
   createOptionsOf,
   describeCreateOptions,
   driverOptions,
-  encryptionProblem,
   readCreateOptions,
 } from '../create-options.ts';
 import { formatNamed, loadDrivers } from '../drivers.ts';
@@ -198,6 +197,7 @@ class Creation {
       const image = await openImage(resolved, {
         ...this.#drivers,
         format,
+        metadataOnly: true,
         references: 'allow',
         probeBacking: true,
         signal: this.#cli.signal,
@@ -213,8 +213,6 @@ class Creation {
   }
 
   async #create(driver: FormatDriver, values: ReadonlyMap<string, CreateValue>, size: bigint): Promise<void> {
-    const encryption = encryptionProblem(values, this.#given.objects.secrets);
-    if (encryption !== undefined) throw new Failure(encryption);
     if (size > BigInt(Number.MAX_SAFE_INTEGER)) throw new Failure(tooLarge(driver));
     const backing = values.get('backing_file')?.text;
     const backingFormat = values.get('backing_fmt')?.text;

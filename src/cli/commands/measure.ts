@@ -4,7 +4,13 @@ import type { FormatDriver, Measurement, SnapshotSelector } from '../../core/for
 import type { ImageDrivers } from '../../image/open.ts';
 import { type MeasureOptions, measureImage } from '../../tools/measure.ts';
 import type { Cli } from '../console.ts';
-import { createOptionsOf, driverOptions, readCreateOptions } from '../create-options.ts';
+import {
+  type CreateValue,
+  createOptionsOf,
+  driverOptions,
+  readCreateOptions,
+  requireMeasureSecret,
+} from '../create-options.ts';
 import { formatNamed, loadDrivers } from '../drivers.ts';
 import { Failure } from '../failure.ts';
 import { sizeArgument } from '../numbers.ts';
@@ -35,7 +41,7 @@ export const runMeasure: Command = async (cli, args, spec) => {
   const drivers = await loadDrivers(cli.personality, false, given.objects);
   const measurement = await measured(cli, drivers, given, operand, snapshot, async (source) => {
     const driver = targetDriver(drivers, given.value('target-format') ?? 'raw');
-    const values = readOptions(cli, driver, options);
+    const values = readOptions(cli, driver, options, given);
     const bytes = size === undefined ? undefined : safeSize(size);
     return measure(cli, driver, {
       formats: drivers.formats,
@@ -92,11 +98,21 @@ function targetDriver(drivers: ImageDrivers, format: string): FormatDriver {
   return driver;
 }
 
-function readOptions(cli: Cli, driver: FormatDriver, list: string | undefined): Record<string, unknown> {
+function readOptions(
+  cli: Cli,
+  driver: FormatDriver,
+  list: string | undefined,
+  given: Scanned,
+): Record<string, unknown> {
   if (list === undefined) return {};
+  const values = readValues(cli, driver, list);
+  requireMeasureSecret(values, given.objects.secrets);
+  return driverOptions(driver, values);
+}
+
+function readValues(cli: Cli, driver: FormatDriver, list: string): ReadonlyMap<string, CreateValue> {
   try {
-    const table = createOptionsOf(driver, true);
-    return driverOptions(driver, readCreateOptions(parseOptionList(list), table, cli, !cli.personality.qemu));
+    return readCreateOptions(parseOptionList(list), createOptionsOf(driver, true), cli, !cli.personality.qemu);
   } catch (error) {
     if (!(error instanceof Failure)) throw error;
     throw new Failure([...error.lines, `Invalid options for file format '${driver.name}'`], { cause: error });

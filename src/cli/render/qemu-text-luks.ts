@@ -28,7 +28,9 @@ export const LUKS_TEXTS: Readonly<Record<string, TextRule>> = {
       ? `Cipher ${cipher === 'sm4' ? cipher : 'cast5-128'} not supported with essiv`
       : `No ${CIPHER_NAMES[String(cipher)] ?? cipher} cipher with key size ${keyBytes} available`,
   'luks.cipher': ({ cipher, keyBytes }) =>
-    typeof keyBytes === 'number' ? `Algorithm '${cipher}' with key size ${keyBytes} bytes not supported` : undefined,
+    typeof keyBytes !== 'number'
+      ? undefined
+      : `Algorithm '${cipher}'${Number.isNaN(keyBytes) ? '' : ` with key size ${keyBytes} bytes`} not supported`,
 
   'luks.iter-time': ({ iterations }) =>
     `PBKDF iterations ${iterations} too large to scale: Numerical result out of range`,

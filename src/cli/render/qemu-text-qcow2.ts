@@ -22,6 +22,11 @@ export const QCOW2_TEXTS: Readonly<Record<string, TextRule>> = {
   'qcow2.data-file-raw-backing': 'Backing file and data-file-raw cannot be used at the same time',
   'qcow2.data-file-version': `External data files are ${V3_TAIL}`,
   'qcow2.compression-type-version': `Non-zlib compression type is ${V3_TAIL}`,
+  'qcow2.encrypt-twice': "'encrypt.format' and its alias 'encryption' can't be used at the same time",
+  'qcow2.encrypt-format-missing': "Parameter 'encrypt.format' is missing",
+  'qcow2.encrypt-format': ({ value }) => `Parameter 'format' does not accept value '${value}'`,
+  'qcow2.encrypt-choice': ({ option, value }) => `Parameter '${option}' does not accept value '${value}'`,
+  'qcow2.encrypt-surplus': ({ option }) => `Parameter 'encrypt.${option}' is unexpected`,
   'qcow2.measure-size': 'The image size is too large (try using a larger cluster size)',
   'qcow2.assign-backing': ({ backingFile, backingFormat, errno }) =>
     `Could not assign backing file '${backingFile}' with format '${backingFormat}': ${
@@ -41,7 +46,7 @@ export const QCOW2_TEXTS: Readonly<Record<string, TextRule>> = {
   'qcow2.amend-lazy-refcounts':
     'Lazy refcounts only supported with compatibility level 1.1 and above (use compat=1.1 or greater)',
   'qcow2.amend-not-encrypted': "Can't amend encryption options - encryption not present",
-  'qcow2.amend-not-luks': 'Only LUKS encryption options can be amended for qcow2 with LUKS encryption',
+  'qcow2.amend-not-luks': 'Only LUKS encryption options can be amended',
 
   // options of opening
   'qcow2.cache-sizes-all': 'cache-size, l2-cache-size and refcount-cache-size may not be set at the same time',
@@ -58,6 +63,10 @@ export const QCOW2_TEXTS: Readonly<Record<string, TextRule>> = {
     `Unsupported value '${value}' for qcow2 option 'overlap-check'. Allowed are any of the following: none, constant, cached, all`,
   'qcow2.overlap-check-conflict': ({ overlapCheck, overlapCheckTemplate }) =>
     `Conflicting values for qcow2 options 'overlap-check' ('${overlapCheck}') and 'overlap-check.template' ('${overlapCheckTemplate}')`,
+  'qcow2.encrypt-mismatch': ({ method, asked }) =>
+    method === 'none'
+      ? `No encryption in image header, but options specified format '${asked}'`
+      : `Header reported '${method}' encryption format but options specify '${asked}'`,
   'qcow2.dirty-repair': 'Could not repair dirty image: Input/output error',
 
   // the header
@@ -106,6 +115,8 @@ export const QCOW2_TEXTS: Readonly<Record<string, TextRule>> = {
   'qcow2.crypto-length': ({ value, bound }) => `CRYPTO header extension size ${value}, but expected size ${bound}`,
   'qcow2.crypto-offset': ({ value, bound }) =>
     `Encryption header offset '${value}' is not a multiple of cluster size '${bound}'`,
+  'qcow2.crypto-missing': ({ method }) => `Missing CRYPTO header for crypt method ${method}`,
+  'qcow2.crypto-window': 'Request for data outside of extension header',
   'qcow2.bitmaps-length': 'bitmaps_ext: Invalid extension length',
   'qcow2.bitmaps-reserved': 'bitmaps_ext: Reserved field is not zero',
   'qcow2.bitmaps-count': ({ value, bound }) =>

@@ -7,6 +7,8 @@ import { throwIfAborted } from '../../base/job.ts';
 import type { OptionsInput } from '../../base/options.ts';
 import { isPowerOfTwo } from '../../bytes/align.ts';
 import type { AmendRun } from '../../core/format.ts';
+import { type KeyAmendment, requireKeyAmendment } from '../../crypto/amend-luks.ts';
+import { type Encryption, subjectOf } from './encryption.ts';
 import { AUTOCLEAR, COMPATIBLE, INCOMPATIBLE } from './features.ts';
 import { switchHeader } from './header-switch.ts';
 import type { Qcow2State } from './image-state.ts';
@@ -19,16 +21,28 @@ export type Qcow2AmendOptions = OptionsInput<typeof amendOptions>;
 export interface AmendHost {
   readonly state: Qcow2State;
   readonly snapshots: Snapshots;
+  readonly encryption: Encryption | undefined;
   /** Writes everything back, refcounts included, and frees what was dropped. */
   settle(): Promise<void>;
   resize(virtualSize: number): Promise<void>;
+}
+
+/** The options that are about keys, without their prefix. */
+function keyAmendment(options: Qcow2AmendOptions): KeyAmendment {
+  return {
+    state: options.encryptState,
+    keyslot: options.encryptKeyslot,
+    newSecret: options.encryptNewSecret,
+    oldSecret: options.encryptOldSecret,
+    iterTime: options.encryptIterTime,
+  };
 }
 
 /** Steps of progress that one part is worth. */
 const PART = 1000;
 
 /** @see FormatNode.amend
- *  @throws {@link BlockError} OPTION and UNSUPPORTED with reasons `qcow2.amend-…`; as resizing; ABORTED. */
+ *  @throws {@link BlockError} OPTION and UNSUPPORTED with reasons `qcow2.amend-…`; as `amendKeys`; as resizing; ABORTED. */
 export async function amendQcow2(host: AmendHost, options: Qcow2AmendOptions, run: AmendRun): Promise<void> {
   await new Amend(host, options, run).run();
 }
@@ -57,6 +71,7 @@ class Amend {
     const parts: ((progress: (done: number, total: number) => void) => Promise<void>)[] = [];
     if (this.#version > this.#state.header.version) parts.push((progress) => this.#upgrade(progress));
     await this.#each(parts);
+    await this.#amendKeys();
     await this.#recordDataFile();
     await this.#switchLazyRefcounts();
     if (size !== undefined && size > 0) await this.#host.resize(size);
@@ -120,7 +135,7 @@ class Amend {
     if (encryption !== 'luks') {
       throw this.#fault('UNSUPPORTED', 'not-luks', `encrypted by ${encryption}, which has no key slots`, { names });
     }
-    throw this.#fault('UNSUPPORTED', 'keys', 'keys cannot be amended yet', { names });
+    requireKeyAmendment(keyAmendment(this.#options), subjectOf(this.#state.name));
   }
 
   #fault(code: ErrorCode, finding: string, what: string, details: ErrorDetails): BlockError {
@@ -136,6 +151,13 @@ class Amend {
     progress(1, 2);
     await switchHeader(this.#state, { ...this.#state.header, version: 3 });
     progress(2, 2);
+  }
+
+  async #amendKeys(): Promise<void> {
+    const asked = keyAmendment(this.#options);
+    if (asked.state === undefined) return;
+    const { force, signal } = this.#run;
+    await this.#host.encryption?.amendKeys(asked, { force, signal });
   }
 
   async #recordDataFile(): Promise<void> {

@@ -2,7 +2,6 @@
  *  Invariants: a call needs one L1 slice and one L2 slice at most, so at most one table is loaded before the first run is known;
  *  nothing is allocated per cluster: entries are read as two words, and equal neighbours are joined before they are pushed. */
 import { isPromise, type MaybePromise, type Pending } from '../../base/async.ts';
-import { BlockError } from '../../base/errors.ts';
 import { alignDown, divFloor } from '../../bytes/align.ts';
 import type { RunList } from '../../core/run.ts';
 import type { Table } from '../../core/table-cache.ts';
@@ -304,18 +303,6 @@ export class ClusterMap {
     return this.#state.fatal(
       'subcluster-bitmap',
       `Invalid cluster entry found  (L2 offset: ${hexOf(l2Offset)}, L2 index: ${hexOf(this.l2IndexOf(guest))})`,
-    );
-  }
-
-  /** @throws ENCRYPTED: this image was opened for its facts only. */
-  refuseEncrypted(): never {
-    throw new BlockError(
-      'ENCRYPTED',
-      `qcow2 "${this.#state.name}": encrypted (${this.#state.header.encryption}); reading its data needs a key`,
-      {
-        reason: 'qcow2.encrypted',
-        details: { encryption: this.#state.header.encryption },
-      },
     );
   }
 }

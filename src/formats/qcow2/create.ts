@@ -22,6 +22,7 @@ import {
 } from './geometry.ts';
 import { encodeHeader, type Qcow2Header } from './header.ts';
 import { type Layout, planLayout } from './layout.ts';
+import { type NewEncryption, newPassphrase, planEncryption, writeLuksHeader } from './new-encryption.ts';
 import type { Qcow2CreateOptions } from './options.ts';
 
 const SECTOR = 512;
@@ -100,15 +101,18 @@ function checkCombination(options: Qcow2CreateOptions, name: string): void {
 /** Creates an image of `virtualSize` bytes, rounded up to 512, in `context.file`, which is empty.
  *  The data file, where there is one, is made through `context.createReference`, sized here and closed.
  *  @throws {@link BlockError} OPTION for options that contradict each other; TOO_LARGE, reason `qcow2.create-size`, when the L1 table or
- *  the refcount table would exceed its bound; NO_SPACE when names do not fit into the first cluster, or the store is full. */
+ *  the refcount table would exceed its bound; NO_SPACE when names do not fit into the first cluster, or the store is full; as `planEncryption`,
+ *  `newPassphrase` and `createLuks`. */
 export async function createQcow2(
   context: CreateContext,
   virtualSize: number,
   options: Qcow2CreateOptions,
 ): Promise<void> {
   const { file, name, signal } = context;
+  const encryption = planEncryption(options, name);
   const geometry = geometryFromOptions(options, name);
   checkCombination(options, name);
+  checkPreallocated(encryption, options, name);
   const size = alignUp(virtualSize, SECTOR);
   checkSizeOption(options.size, size, name);
   // a raw data file must be mapped one to one from the beginning
@@ -118,23 +122,46 @@ export async function createQcow2(
     geometry,
     size,
     preallocation === 'off' ? 'nothing' : external ? 'metadata' : 'metadata-and-data',
+    encryption?.headerBytes,
   );
   checkLimits(layout, geometry, size, name);
-  const header = newHeader(geometry, layout, size, options);
+  const header = newHeader(geometry, layout, size, options, encryption);
   const cluster = encodeNewHeader(header, name);
   throwIfAborted(signal);
-  if (options.dataFile !== undefined) {
-    const space = preallocation === 'off' ? size : alignUp(size, geometry.subclusterSize);
-    await createDataFile(context, options.dataFile, space, preallocation, options.keepDataFile);
+  const passphrase =
+    encryption === undefined ? undefined : newPassphrase(context, encryption, options.encryptKeySecret);
+  try {
+    if (options.dataFile !== undefined) {
+      const space = preallocation === 'off' ? size : alignUp(size, geometry.subclusterSize);
+      await createDataFile(context, options.dataFile, space, preallocation, options.keepDataFile);
+    }
+    await reserve(file, layout.fileSize, external ? 'off' : preallocation, name);
+    await writeRefcounts(context, geometry, layout);
+    await writeL1(context, geometry, layout);
+    await writeL2(context, geometry, layout, header, external);
+    if (header.crypto !== undefined && passphrase !== undefined) {
+      await writeLuksHeader(context, header.crypto, geometry.clusterSize, passphrase, options);
+    }
+    await file.flush();
+    throwIfAborted(signal);
+    await file.write(0, cluster);
+    await file.flush();
+  } finally {
+    passphrase?.fill(0);
   }
-  await reserve(file, layout.fileSize, external ? 'off' : preallocation, name);
-  await writeRefcounts(context, geometry, layout);
-  await writeL1(context, geometry, layout);
-  await writeL2(context, geometry, layout, size, external);
-  await file.flush();
-  throwIfAborted(signal);
-  await file.write(0, cluster);
-  await file.flush();
+}
+
+/** What is preallocated reads as zeros by its flag: the bytes that are there would decrypt to anything.
+ *  @throws {@link BlockError} UNSUPPORTED, reasons `qcow2.encrypt-preallocation` (there are no such flags) and `qcow2.encrypt-keep-data-file`. */
+function checkPreallocated(encryption: NewEncryption | undefined, options: Qcow2CreateOptions, name: string): void {
+  if (encryption === undefined) return;
+  if (options.keepDataFile) {
+    const what = 'the content of a data file that is kept is not encrypted';
+    throw refusal(name, 'encrypt-keep-data-file', what, {}, 'UNSUPPORTED');
+  }
+  if (options.preallocation === 'off' || options.compat !== 'v2') return;
+  const what = 'preallocation of an encrypted image needs compat=v3: without zero flags its content would be arbitrary';
+  throw refusal(name, 'encrypt-preallocation', what, { preallocation: options.preallocation }, 'UNSUPPORTED');
 }
 
 function checkSizeOption(given: number | undefined, size: number, name: string): void {
@@ -160,7 +187,13 @@ function checkLimits(layout: Layout, geometry: Geometry, size: number, name: str
   );
 }
 
-function newHeader(geometry: Geometry, layout: Layout, size: number, options: Qcow2CreateOptions): Qcow2Header {
+function newHeader(
+  geometry: Geometry,
+  layout: Layout,
+  size: number,
+  options: Qcow2CreateOptions,
+  encryption: NewEncryption | undefined,
+): Qcow2Header {
   let incompatible = 0n;
   if (options.dataFile !== undefined) incompatible |= INCOMPATIBLE.dataFile;
   if (options.compressionType === 'zstd') incompatible |= INCOMPATIBLE.compressionType;
@@ -169,7 +202,7 @@ function newHeader(geometry: Geometry, layout: Layout, size: number, options: Qc
     version: options.compat === 'v2' ? 2 : 3,
     clusterBits: geometry.clusterBits,
     virtualSize: size,
-    encryption: 'none',
+    encryption: encryption?.method ?? 'none',
     l1Size: layout.l1Entries,
     l1Offset: layout.l1Offset,
     refcountTableOffset: layout.refcountTableOffset,
@@ -185,7 +218,7 @@ function newHeader(geometry: Geometry, layout: Layout, size: number, options: Qc
     backingFile: options.backingFile,
     backingFormat: options.backingFmt,
     dataFile: options.dataFile,
-    crypto: undefined,
+    crypto: encryption?.method === 'luks' ? { offset: layout.cryptoOffset, length: encryption.headerBytes } : undefined,
     bitmaps: undefined,
     staleBitmaps: false,
     unknownExtensions: [],
@@ -286,17 +319,18 @@ async function writeL2(
   context: CreateContext,
   geometry: Geometry,
   layout: Layout,
-  size: number,
+  header: Qcow2Header,
   external: boolean,
 ): Promise<void> {
-  const { clusterSize, l2Entries, l2EntrySize } = geometry;
-  const guestClusters = Math.ceil(size / clusterSize);
+  const { clusterSize, l2Entries, l2EntrySize, extendedL2 } = geometry;
+  const guestClusters = Math.ceil(header.virtualSize / clusterSize);
+  const zero = header.encryption !== 'none' && !extendedL2;
   const dataOffset = external ? 0 : layout.dataOffset;
   await writeTables(context, layout.l2Offset, layout.l2Tables, clusterSize, (table, index) => {
     const first = index * l2Entries;
     const end = Math.min(l2Entries, guestClusters - first);
     for (let i = 0; i < end; i++)
-      setL2Entry(table, i * l2EntrySize, dataOffset + (first + i) * clusterSize, true, false);
+      setL2Entry(table, i * l2EntrySize, dataOffset + (first + i) * clusterSize, true, zero);
   });
 }
 

@@ -1,5 +1,5 @@
 /** The qcow2 driver: probing, opening, and what the front door needs to know of the format.
- *  Spec: qcow2, versions 2 and 3. Opening is: header → settings → data file → backing file → snapshot table → autoclear bits → repair
+ *  Spec: qcow2, versions 2 and 3. Opening is: header → settings → key of an encrypted image → data file → backing file → snapshot table → autoclear bits → repair
  *  of a dirty image → parts. A read-only open writes nothing, whatever it finds.
  *  Write order at open: the header loses unknown autoclear bits, and stale bitmaps, before any guest write; a dirty image is repaired before any
  *  other write; bitmaps are marked in use last (bitmap-store.ts). */
@@ -10,6 +10,7 @@ import { CacheBudget } from '../../core/table-cache.ts';
 import { Bitmaps } from './bitmaps.ts';
 import { repairDirty } from './checker.ts';
 import { createQcow2 } from './create.ts';
+import { type Encryption, openEncryption } from './encryption.ts';
 import { AUTOCLEAR_KNOWN, INCOMPATIBLE } from './features.ts';
 import { hasDataFile, headerGeometry, type Qcow2Header, readHeader } from './header.ts';
 import { QCOW2_MAGIC } from './header-fields.ts';
@@ -66,20 +67,31 @@ export const qcow2 = defineFormat({
 async function openQcow2(context: OpenContext, options: Qcow2OpenOptions): Promise<Qcow2Node> {
   const { name, file, readOnly, forCheck, metadataOnly } = context;
   const header = await readHeader(file, name, { readOnly, forCheck, metadataOnly });
-  if (header.encryption !== 'none' && context.metadataOnly !== true && !forCheck) {
-    throw new BlockError(
-      'ENCRYPTED',
-      `qcow2 "${name}": encrypted (${header.encryption}); encrypted images cannot be opened yet`,
-      { reason: 'qcow2.encrypted', details: { encryption: header.encryption } },
-    );
+  const unmap = context.discard === 'unmap';
+  const settings = resolveSettings(options, header, headerGeometry(header), name, unmap);
+  const encryption = await openEncryption(header, options, context);
+  try {
+    return await openParts(header, options, settings, encryption, context);
+  } catch (error) {
+    await encryption?.wipe();
+    throw error;
   }
-  const settings = resolveSettings(options, header, headerGeometry(header), name, context.discard === 'unmap');
+}
+
+async function openParts(
+  header: Qcow2Header,
+  options: Qcow2OpenOptions,
+  settings: RuntimeSettings,
+  encryption: Encryption | undefined,
+  context: OpenContext,
+): Promise<Qcow2Node> {
+  const { name, file, readOnly, forCheck } = context;
   const dataFile = await openDataFile(header, context);
   const backing = await openBacking(header, context);
   // A check reads the table itself, and leniently.
   const snapshots = forCheck ? NO_SNAPSHOTS : await readSnapshotTable(file, header, name);
   const seen = context.snapshot === undefined ? header : headerOfSnapshot(header, snapshots, context);
-  const state = new Qcow2State(seen, context, dataFile, tableMemory(options, settings));
+  const state = new Qcow2State(seen, context, dataFile, tableMemory(options, settings), encryption?.transform);
   warnOfStaleBitmaps(state);
   const bitmaps = readOnly || forCheck ? new Bitmaps(state) : await takeOver(state);
   const allocatedBytes = (await file.status?.())?.allocatedBytes;
@@ -89,6 +101,7 @@ async function openQcow2(context: OpenContext, options: Qcow2OpenOptions): Promi
     codecs: context.codecs,
     dataFile,
     backing,
+    encryption,
     snapshots,
     bitmaps,
     forCheck,

@@ -7,7 +7,7 @@
 import { Mutex, type Pending } from '../../base/async.ts';
 import { BlockError, hex, isBlockError } from '../../base/errors.ts';
 import { FlushGate } from '../../core/flush-gate.ts';
-import type { EngineServices, OpenContext } from '../../core/format.ts';
+import type { DataTransform, EngineServices, OpenContext } from '../../core/format.ts';
 import type { BlockNode } from '../../core/node.ts';
 import { ALL_RULES, type SafetyRules } from '../../core/safety.ts';
 import { CacheBudget, TableCache } from '../../core/table-cache.ts';
@@ -57,17 +57,26 @@ export class Qcow2State {
   readonly #memory: TableMemory;
   readonly #suppressed = { fatal: false, other: false };
   header: Qcow2Header;
+  /** Of guest data; `undefined` where the image is not encrypted, or was opened without its key. */
+  readonly transform: DataTransform | undefined;
   caches: Caches;
   engine: EngineServices | undefined;
   /** Asked before a table is written: refuses to put it over other metadata than its own kind (an OVERLAP bit). */
   guardTable: ((offset: number, length: number, own: number) => Pending) | undefined;
 
-  constructor(header: Qcow2Header, context: OpenContext, data: BlockNode | undefined, memory: TableMemory) {
+  constructor(
+    header: Qcow2Header,
+    context: OpenContext,
+    data: BlockNode | undefined,
+    memory: TableMemory,
+    transform: DataTransform | undefined = undefined,
+  ) {
     this.name = context.name;
     this.file = context.file;
     this.data = data ?? context.file;
     this.hasDataFile = hasDataFile(header);
     this.header = header;
+    this.transform = transform;
     this.geometry = headerGeometry(header);
     this.readOnly = context.readOnly;
     this.unsafe = context.unsafe;
@@ -81,9 +90,11 @@ export class Qcow2State {
     this.caches = this.#newCaches();
   }
 
-  /** The data file is the disk as it is: it must stay so. */
+  /** The data file is the disk as it is: it must stay so. With encryption it never is, whatever the header says. */
   get rawDataFile(): boolean {
-    return this.hasDataFile && (this.header.autoclear & AUTOCLEAR.dataFileRaw) !== 0n;
+    return (
+      this.hasDataFile && this.header.encryption === 'none' && (this.header.autoclear & AUTOCLEAR.dataFileRaw) !== 0n
+    );
   }
 
   /** What refcount blocks may take in memory, bytes. */

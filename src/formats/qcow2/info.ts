@@ -1,6 +1,7 @@
 /** What `info` says of an image, from its header and directories. Keys are QEMU's. */
 import type { FormatInfo, SnapshotInfo } from '../../core/format.ts';
 import type { Bitmaps } from './bitmaps.ts';
+import type { Encryption } from './encryption.ts';
 import { AUTOCLEAR, COMPATIBLE, INCOMPATIBLE } from './features.ts';
 import { hasDataFile, headerGeometry, type Qcow2Header } from './header.ts';
 import type { SnapshotEntry, SnapshotTable } from './snapshot-table.ts';
@@ -9,6 +10,7 @@ export async function describeImage(
   header: Qcow2Header,
   snapshots: SnapshotTable,
   bitmaps: Bitmaps,
+  encryption: Encryption | undefined,
 ): Promise<FormatInfo> {
   const { clusterSize, refcountBits, extendedL2 } = headerGeometry(header);
   const data: Record<string, unknown> = {
@@ -26,7 +28,7 @@ export async function describeImage(
       data['data-file-raw'] = (header.autoclear & AUTOCLEAR.dataFileRaw) !== 0n;
     }
   }
-  if (header.encryption !== 'none') data.encrypt = { format: header.encryption };
+  if (encryption !== undefined) data.encrypt = encryption.info();
   return {
     clusterSize,
     encrypted: header.encryption !== 'none',

@@ -1,5 +1,5 @@
 /** Where everything of a new image goes, and how much space an image needs. Pure arithmetic.
- *  Layout, one region after the other: header · refcount table · refcount blocks · L1 table · [L2 tables · guest data].
+ *  Layout, one region after the other: header · refcount table · refcount blocks · L1 table · [L2 tables · guest data] · [LUKS header].
  *  Spec: qcow2, "General" and "Host cluster management"; for images whose metadata fits into the first refcount block these are
  *  QEMU's own places.
  *  Invariant: the refcount structures count every cluster of the file, themselves included. */
@@ -21,6 +21,8 @@ export interface Layout {
   readonly dataOffset: number;
   /** Guest clusters with a place in this file: 0 when nothing is preallocated, or when an external data file has them. */
   readonly dataClusters: number;
+  /** The LUKS header: begins with a cluster of its own, behind everything else; of no meaning where there is none. */
+  readonly cryptoOffset: number;
   /** Clusters in use: their refcount is one. */
   readonly usedClusters: number;
   /** Length of the file. */
@@ -30,13 +32,15 @@ export interface Layout {
 /** How much of the guest disk has its place from the beginning. */
 export type Mapped = 'nothing' | 'metadata' | 'metadata-and-data';
 
-export function planLayout(geometry: Geometry, virtualSize: number, mapped: Mapped): Layout {
+/** @param cryptoBytes of a LUKS header; 0 for none */
+export function planLayout(geometry: Geometry, virtualSize: number, mapped: Mapped, cryptoBytes = 0): Layout {
   const { clusterSize } = geometry;
   const l1Entries = l1EntriesFor(geometry, virtualSize);
   const l1Clusters = l1TableSpace(geometry, l1Entries) / clusterSize;
   const l2Tables = mapped === 'nothing' ? 0 : l1Entries;
   const dataClusters = mapped === 'metadata-and-data' ? clustersFor(geometry, virtualSize) : 0;
-  const counted = 1 + l1Clusters + l2Tables + dataClusters;
+  const cryptoClusters = divCeil(cryptoBytes, clusterSize);
+  const counted = 1 + l1Clusters + l2Tables + dataClusters + cryptoClusters;
   const { blocks, tableClusters } = refcountSpace(geometry, counted);
   const refcountBlocksOffset = (1 + tableClusters) * clusterSize;
   const l1Offset = refcountBlocksOffset + blocks * clusterSize;
@@ -53,9 +57,13 @@ export function planLayout(geometry: Geometry, virtualSize: number, mapped: Mapp
     l2Tables,
     dataOffset: l2Offset + l2Tables * clusterSize,
     dataClusters,
+    cryptoOffset: (usedClusters - cryptoClusters) * clusterSize,
     usedClusters,
-    // the last region is a table or data: an L1 table at the end is not padded to a cluster
-    fileSize: l2Tables === 0 && l1Entries > 0 ? l1Offset + l1Entries * TABLE_ENTRY_BYTES : usedClusters * clusterSize,
+    // an L1 table at the end is not padded to a cluster, every other region is made of whole ones
+    fileSize:
+      l2Tables === 0 && l1Entries > 0 && cryptoClusters === 0
+        ? l1Offset + l1Entries * TABLE_ENTRY_BYTES
+        : usedClusters * clusterSize,
   };
 }
 

@@ -10,6 +10,7 @@ import type { BlockNode } from '../../core/node.ts';
 import { geometryFromOptions } from './create.ts';
 import { type Geometry, MAX_L1_BYTES, TABLE_ENTRY_BYTES } from './geometry.ts';
 import { fullyAllocatedSize } from './layout.ts';
+import { planEncryption } from './new-encryption.ts';
 import type { Qcow2CreateOptions } from './options.ts';
 
 const NAME = 'measure';
@@ -23,6 +24,7 @@ export async function measureQcow2(
   source?: BlockNode,
   signal?: AbortSignal,
 ): Promise<Measurement> {
+  const encryption = planEncryption(options, NAME);
   const geometry = geometryFromOptions(options, NAME);
   const { clusterSize } = geometry;
   if (source === undefined) checkSize(virtualSize, geometry);
@@ -33,7 +35,7 @@ export async function measureQcow2(
     // the new backing file may share nothing with the source: everything may have to be written
     data = options.backingFile !== undefined ? size : await allocatedBytes(source, clusterSize, signal);
   }
-  const fullyAllocated = fullyAllocatedSize(geometry, size);
+  const fullyAllocated = fullyAllocatedSize(geometry, size) + alignUp(encryption?.headerBytes ?? 0, clusterSize);
   const bitmaps = options.compat === 'v2' || source === undefined ? undefined : await bitmapSpace(source, clusterSize);
   return {
     required: fullyAllocated - size + data,

@@ -13,6 +13,7 @@ import type { Refcounts } from './refcounts.ts';
 
 type Kind =
   | 'qcow2_header'
+  | 'LUKS header'
   | 'active L1 table'
   | 'active L2 table'
   | 'refcount block'
@@ -21,6 +22,9 @@ type Kind =
   | 'inactive L1 table'
   | 'inactive L2 table'
   | 'bitmap directory';
+
+/** As an OVERLAP bit, where there is none: the LUKS header that is written to its place. */
+export const LUKS_HEADER = 2 ** 20;
 
 /** A snapshot's L1 table: host offset in bytes, entries. */
 export interface InactiveL1 {
@@ -147,7 +151,11 @@ export class MetadataMap {
       return 'refcount table';
     }
     if (over(OVERLAP.snapshotTable, header.snapshotsOffset, this.#snapshots.tableBytes)) return 'snapshot table';
-    const { bitmaps } = header;
+    const { bitmaps, crypto } = header;
+    // QEMU does not watch over it; without it nothing can be read any more
+    if (crypto !== undefined && own !== LUKS_HEADER && over(OVERLAP.mainHeader, crypto.offset, crypto.length)) {
+      return 'LUKS header';
+    }
     if (bitmaps !== undefined && over(OVERLAP.bitmapDirectory, bitmaps.directoryOffset, bitmaps.directorySize)) {
       return 'bitmap directory';
     }

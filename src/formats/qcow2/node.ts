@@ -1,8 +1,8 @@
 /** An open qcow2 image: wires the parts of the room together as a FormatNode. No logic of its own but the order of flush and close.
- *  Spec: qcow2, all of it but encryption.
+ *  Spec: qcow2, all of it.
  *  Invariants: flush writes L2 and L1 tables (each in its order), then refcounts, then makes all of it durable, then frees what was
- *  dropped; close leaves no dropped space behind, stores bitmaps after all of that, and marks an image with lazy refcounts clean only after its
- *  refcounts are durable. */
+ *  dropped; close leaves no dropped space behind, stores bitmaps after all of that, marks an image with lazy refcounts clean only after its
+ *  refcounts are durable, and forgets the key whatever happens. */
 import type { MaybePromise, Pending } from '../../base/async.ts';
 import { alignUp, divCeil } from '../../bytes/align.ts';
 import type { Codecs } from '../../codec/codecs.ts';
@@ -11,6 +11,7 @@ import type {
   BackingRecord,
   BitmapFacet,
   CheckFacet,
+  DataTransform,
   EngineServices,
   FormatInfo,
   FormatNode,
@@ -32,12 +33,13 @@ import { ClusterMap } from './cluster-map.ts';
 import { ClusterWrite } from './cluster-write.ts';
 import { CompressedClusters } from './compressed.ts';
 import { Discard } from './discard.ts';
+import { compressedInEncrypted, type Encryption, needsKey } from './encryption.ts';
 import { INCOMPATIBLE } from './features.ts';
 import { l1EntriesFor, vmStateOffset } from './geometry.ts';
 import type { Qcow2State } from './image-state.ts';
 import { describeImage } from './info.ts';
 import { L2Tables } from './l2-tables.ts';
-import { MetadataMap, type SnapshotPlaces } from './metadata-map.ts';
+import { LUKS_HEADER, MetadataMap, type SnapshotPlaces } from './metadata-map.ts';
 import type { RuntimeSettings } from './options.ts';
 import { PreallocatedMetadata } from './preallocation.ts';
 import { Refcounts } from './refcounts.ts';
@@ -52,6 +54,8 @@ export interface Qcow2NodeOptions {
   readonly codecs: Codecs;
   readonly dataFile: BlockNode | undefined;
   readonly backing: BlockNode | undefined;
+  /** The key is forgotten when the node is closed. */
+  readonly encryption: Encryption | undefined;
   readonly snapshots: SnapshotTable;
   readonly bitmaps: Bitmaps;
   /** The snapshot table has not been read: the image was opened to be checked. */
@@ -127,6 +131,9 @@ export class Qcow2Node implements FormatNode {
       options.snapshots,
     );
     this.#preallocation = new PreallocatedMetadata(state, refcounts, options.allocatedBytes);
+    if (options.encryption !== undefined) {
+      options.encryption.guard = (offset, length) => metadata.checkTable(offset, length, LUKS_HEADER);
+    }
     state.guardTable = (offset, length, own) => metadata.checkTable(offset, length, own);
   }
 
@@ -151,8 +158,13 @@ export class Qcow2Node implements FormatNode {
     };
   }
 
-  /** Where metadata was preallocated, what it maps may never have been written. */
+  get transform(): DataTransform | undefined {
+    return this.#state.transform;
+  }
+
+  /** Where metadata was preallocated, what it maps may never have been written. Zeros in the file are no zeros where they are decrypted. */
   get recurse(): 'none' | 'zero' {
+    if (this.#options.encryption !== undefined) return 'none';
     return this.#preallocation.found === false ? 'none' : 'zero';
   }
 
@@ -167,7 +179,8 @@ export class Qcow2Node implements FormatNode {
   }
 
   map(offset: number, _length: number, into: RunList): Pending {
-    if (this.#state.header.encryption !== 'none') this.#map.refuseEncrypted();
+    const { header, transform, name } = this.#state;
+    if (header.encryption !== 'none' && transform === undefined) throw needsKey(header.encryption, name);
     const guessing = this.#preallocation.settle();
     if (guessing !== undefined) return this.#mapAfter(guessing, offset, into);
     return this.#map.map(offset, into);
@@ -195,6 +208,8 @@ export class Qcow2Node implements FormatNode {
   }
 
   writeCompressed(offset: number, from: Uint8Array, options?: IoOptions): Promise<void> {
+    // it would be stored as it is
+    if (this.#options.encryption !== undefined) throw compressedInEncrypted(this.#state.name);
     return this.#compressed.store(offset, from, options);
   }
 
@@ -234,6 +249,7 @@ export class Qcow2Node implements FormatNode {
       {
         state: this.#state,
         snapshots: this.#snapshots,
+        encryption: this.#options.encryption,
         settle: async () => {
           await this.#flush();
           await this.#writeTables(true);
@@ -246,7 +262,8 @@ export class Qcow2Node implements FormatNode {
   }
 
   info(): MaybePromise<FormatInfo> {
-    return describeImage(this.#state.header, this.#snapshots.table, this.#options.bitmaps);
+    const { encryption, bitmaps } = this.#options;
+    return describeImage(this.#state.header, this.#snapshots.table, bitmaps, encryption);
   }
 
   flush(): Pending {
@@ -303,6 +320,7 @@ export class Qcow2Node implements FormatNode {
       if (!this.readOnly) await this.#leave();
     } finally {
       for (const cache of Object.values(this.#state.caches) as TableCache[]) cache.stop();
+      await this.#options.encryption?.wipe();
     }
   }
 

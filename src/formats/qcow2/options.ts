@@ -77,34 +77,21 @@ export const amendOptions = defineOptions({
 
 export type Qcow2CreateOptions = OptionsOf<typeof createOptions>;
 
-/** QEMU's encryption options: known by name, and every use refused, so that nobody gets a plain image who asked for an encrypted one. */
+/** QEMU's encryption options; new-encryption.ts knows what they mean together. */
 function encryptionOptions() {
-  const unsupported = { unsupported: true, reason: 'qcow2.encryption-unsupported' } as const;
   return {
-    encryption: bool({
-      ...unsupported,
-      help: "Encrypt the image with format 'aes'. (Deprecated in favor of encrypt.format=aes)",
-    }),
-    encryptFormat: text({
-      ...unsupported,
-      cli: 'encrypt.format',
-      help: "Encrypt the image, format choices: 'aes', 'luks'",
-    }),
+    encryption: bool({ help: "Encrypt the image with format 'aes'. (Deprecated in favor of encrypt.format=aes)" }),
+    encryptFormat: text({ cli: 'encrypt.format', help: "Encrypt the image, format choices: 'aes', 'luks'" }),
     encryptKeySecret: text({
-      ...unsupported,
       cli: 'encrypt.key-secret',
       help: 'ID of secret providing qcow AES key or LUKS passphrase',
     }),
-    encryptCipherAlg: text({ ...unsupported, cli: 'encrypt.cipher-alg', help: 'Name of encryption cipher algorithm' }),
-    encryptCipherMode: text({ ...unsupported, cli: 'encrypt.cipher-mode', help: 'Name of encryption cipher mode' }),
-    encryptIvgenAlg: text({ ...unsupported, cli: 'encrypt.ivgen-alg', help: 'Name of IV generator algorithm' }),
-    encryptIvgenHashAlg: text({
-      ...unsupported,
-      cli: 'encrypt.ivgen-hash-alg',
-      help: 'Name of IV generator hash algorithm',
-    }),
-    encryptHashAlg: text({ ...unsupported, cli: 'encrypt.hash-alg', help: 'Name of encryption hash algorithm' }),
-    encryptIterTime: int({ ...unsupported, cli: 'encrypt.iter-time', help: 'Time to spend in PBKDF in milliseconds' }),
+    encryptCipherAlg: text({ cli: 'encrypt.cipher-alg', help: 'Name of encryption cipher algorithm' }),
+    encryptCipherMode: text({ cli: 'encrypt.cipher-mode', help: 'Name of encryption cipher mode' }),
+    encryptIvgenAlg: text({ cli: 'encrypt.ivgen-alg', help: 'Name of IV generator algorithm' }),
+    encryptIvgenHashAlg: text({ cli: 'encrypt.ivgen-hash-alg', help: 'Name of IV generator hash algorithm' }),
+    encryptHashAlg: text({ cli: 'encrypt.hash-alg', help: 'Name of encryption hash algorithm' }),
+    encryptIterTime: int({ cli: 'encrypt.iter-time', help: 'Time to spend in PBKDF in milliseconds' }),
   };
 }
 
@@ -183,6 +170,15 @@ export const openOptions = defineOptions({
     default: 600,
     cli: 'cache-clean-interval',
     help: 'Clean unused cache entries after this time (in seconds)',
+  }),
+  encryptFormat: text({ cli: 'encrypt.format', help: 'Encryption that the image must have: aes or luks' }),
+  encryptKeySecret: text({
+    cli: 'encrypt.key-secret',
+    help: 'ID of secret providing qcow2 AES key or LUKS passphrase',
+  }),
+  encryptRoundLimit: int({
+    cli: 'encrypt.round-limit',
+    help: 'Rounds of PBKDF2 that opening may spend on key slots; 2^30 when not given',
   }),
 });
 

@@ -106,7 +106,11 @@ export class Resize {
     const plan = await this.#write.prepare(start, end - start);
     const bytes = new Uint8Array(plan.headLength + plan.length + plan.tailLength);
     await this.#state.engine?.readGuest(start - plan.headLength, bytes.subarray(0, plan.headLength));
-    await this.#state.data.write(plan.hostOffset - plan.headLength, bytes);
+    const host = plan.hostOffset - plan.headLength;
+    const { transform, data } = this.#state;
+    const encrypted = transform === undefined ? bytes : new Uint8Array(bytes.length);
+    await transform?.encrypt(bytes, encrypted, transform.tweak === 'guest' ? start - plan.headLength : host);
+    await data.write(host, encrypted);
     await this.#write.commit(plan);
   }
 

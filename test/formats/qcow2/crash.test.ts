@@ -7,6 +7,9 @@ import { type Qcow2Variant, qcow2UnderTest } from '../../support/qcow2-under-tes
 const LONG = process.env.COWDISK_LONG === '1';
 const SEEDS = LONG ? 20 : 2;
 
+/** Nothing is compressed in an encrypted image. */
+const PLAIN = { compressed: 0, flush: 8, discard: 12 };
+
 const VARIANTS: Record<string, readonly [Qcow2Variant, Partial<CrashTestOptions>]> = {
   'new clusters': [{}, {}],
   'overwritten compressed clusters, zero marks and their reuse': [
@@ -29,6 +32,12 @@ const VARIANTS: Record<string, readonly [Qcow2Variant, Partial<CrashTestOptions>
     { states: 800, weights: { share: 8, flush: 8 } },
   ],
   'growth of the L1 table': [{ grow: true }, { weights: { share: 5, flush: 8, compressed: 4 } }],
+  'encryption by legacy AES': [{ encryption: 'aes' }, { weights: PLAIN, states: LONG ? 5000 : 600 }],
+  'encryption by LUKS, and snapshots': [
+    { encryption: 'luks', snapshots: true, clusterSize: 4096 },
+    // every state is unlocked
+    { size: 64 * 1024, weights: { ...PLAIN, share: 8 }, states: LONG ? 400 : 40 },
+  ],
   'growth of the refcount table': [
     { refcountBits: 64, spareClusters: 24 },
     { states: LONG ? 3000 : 500, weights: { write: 80, flush: 8 } },

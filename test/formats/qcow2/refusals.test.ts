@@ -210,16 +210,20 @@ describe('a compression type', () => {
 });
 
 describe('an encryption method', () => {
-  it.each([
-    [1, 'aes'],
-    [2, 'luks'],
-  ])('%d is refused as %s', async (method, name) => {
+  it('of AES without a key lets facts be told, and no data be read (Q-155)', async () => {
     const file = await sample();
-    await set32(file, AT.encryption, method);
-    await expectNotOpened(file, 'ENCRYPTED', 'encrypted', new RegExp(`encrypted \\(${name}\\)`));
-    await expectNotOpened(file, 'ENCRYPTED', 'encrypted', new RegExp(`encrypted \\(${name}\\)`), { readOnly: false });
+    await set32(file, AT.encryption, 1);
+    await expectNotOpened(file, 'ENCRYPTED', 'encrypted', /encrypted \(aes\); its data needs a key/);
+    await expectNotOpened(file, 'ENCRYPTED', 'encrypted', /encrypted \(aes\)/, { readOnly: false });
     const { node } = await openDisk(file, { readOnly: true, metadataOnly: true });
-    expectRefusal(await failureOf(() => readAll(node)), 'ENCRYPTED', 'encrypted', /reading its data needs a key/);
+    expectRefusal(await failureOf(() => readAll(node)), 'ENCRYPTED', 'encrypted', /its data needs a key/);
+  });
+
+  it('of LUKS without a LUKS header is refused', async () => {
+    const file = await sample();
+    await set32(file, AT.encryption, 2);
+    const facts = { readOnly: true, metadataOnly: true };
+    await expectNotOpened(file, 'CORRUPT', 'crypto-missing', /names no place of the LUKS header/, facts);
   });
 
   it.each([3, 0xffff_ffff])('%d, which is unknown, is refused', async (method) => {
