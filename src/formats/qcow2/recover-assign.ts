@@ -3,7 +3,6 @@
  *  Invariant: no table gets two slots, no slot two tables. */
 import type { Geometry } from './geometry.ts';
 import type { Books } from './recover-books.ts';
-import type { ClusterCounts } from './recover-counts.ts';
 import { type Evidence, UNKNOWN } from './recover-refcounts.ts';
 import { BAD_TABLE, type Tree } from './recover-trees.ts';
 
@@ -24,7 +23,6 @@ export interface Surroundings {
   readonly geometry: Geometry;
   readonly books: Books;
   readonly evidence: Evidence;
-  readonly held: ClusterCounts;
   /** Clusters of the file, up to the last that holds something. */
   readonly clusters: number;
 }
@@ -173,11 +171,11 @@ interface LostTable {
 }
 
 /** Destroyed tables between two others: the first of the left-over clusters, and again after as many as one table maps. */
-function lostTables(start: number, end: number, { geometry, books, held }: Surroundings): LostTable[] {
+function lostTables(start: number, end: number, { geometry, books }: Surroundings): LostTable[] {
   const { clusterSize, l2Entries } = geometry;
   const lost: LostTable[] = [];
   for (let cluster = start / clusterSize + 1; cluster < end / clusterSize; cluster++) {
-    if (books.metadata.get(cluster) > 0 || books.claims.get(cluster) > 0 || !books.isLeftOver(cluster, held)) continue;
+    if (books.metadata.get(cluster) > 0 || books.claims.get(cluster) > 0 || !books.isLeftOver(cluster)) continue;
     const last = lost.at(-1);
     if (last === undefined || last.clusters > l2Entries) lost.push({ place: cluster * clusterSize, clusters: 1 });
     else last.clusters++;

@@ -47,19 +47,25 @@ export class Books {
   readonly claims = new ClusterCounts();
   /** Clusters of tables, header, refcounts: no data. */
   readonly metadata = new ClusterCounts();
+  /** Tables whose clusters hold anything: no more than the file has room for, whatever L1 tables claim. */
   readonly tables = new Map<number, TableFacts>();
+  /** L1 entries that name clusters of zeros. */
+  blanks = 0;
   /** Of neighbouring entries that both have data, those whose data are neighbours, too. */
   sequential = 0;
   adjacent = 0;
   compressed = -1;
   readonly #file: BlockNode;
+  readonly #held: ClusterCounts;
   readonly #rules: EntryRules;
   readonly #evidence: Evidence;
   readonly #options: JobOptions;
   readonly #pacer = new Pacer();
 
-  constructor(file: BlockNode, rules: EntryRules, evidence: Evidence, options: JobOptions) {
+  /** @param held clusters with anything but zeros */
+  constructor(file: BlockNode, rules: EntryRules, evidence: Evidence, held: ClusterCounts, options: JobOptions) {
     this.#file = file;
+    this.#held = held;
     this.#rules = rules;
     this.#evidence = evidence;
     this.#options = options;
@@ -116,23 +122,16 @@ export class Books {
   }
 
   note(offset: number, slot: number, own: boolean, copied: boolean): void {
+    const cluster = offset / this.#rules.geometry.clusterSize;
+    if (this.#held.get(cluster) === 0) {
+      this.blanks++;
+      this.claims.add(cluster, 1);
+      this.metadata.add(cluster, 1);
+      return;
+    }
     let facts = this.tables.get(offset);
     if (facts === undefined) {
-      facts = {
-        offset,
-        refs: 0,
-        own: 0,
-        slot: -1,
-        copied: false,
-        mapped: 0,
-        bad: 0,
-        empty: 0,
-        garbage: false,
-        atHome: false,
-        behind: false,
-        clean: false,
-        contested: 0,
-      };
+      facts = newFacts(offset);
       this.tables.set(offset, facts);
     }
     facts.refs++;
@@ -144,18 +143,22 @@ export class Books {
     facts.own++;
   }
 
-  /** Reads the tables at `offsets` and counts what they claim. Clusters that hold nothing are not read. */
-  async count(offsets: Iterable<number>, held: ClusterCounts): Promise<void> {
+  /** What is known of the table at `offset`; of one of zeros, that it is one. `undefined`: nothing names it. */
+  factsOf(offset: number): TableFacts | undefined {
+    const known = this.tables.get(offset);
+    if (known !== undefined || offset <= 0) return known;
+    if (this.#held.get(offset / this.#rules.geometry.clusterSize) > 0) return undefined;
+    return { ...newFacts(offset), empty: this.#rules.geometry.l2Entries };
+  }
+
+  /** Reads the tables at `offsets` and counts what they claim. */
+  async count(offsets: Iterable<number>): Promise<void> {
     const { clusterSize } = this.#rules.geometry;
     const reader = new EntryReader(this.#rules);
     for (const offset of offsets) {
       const facts = this.tables.get(offset) as TableFacts;
       this.claims.add(offset / clusterSize, facts.refs);
       this.metadata.add(offset / clusterSize, 1);
-      if (held.get(offset / clusterSize) === 0) {
-        facts.empty = this.#rules.geometry.l2Entries;
-        continue;
-      }
       const view = await this.#read(offset);
       this.#countEntries(reader, view, facts);
     }
@@ -187,11 +190,10 @@ export class Books {
   }
 
   /** Compares every table with the counts; all claims have been made. */
-  async compare(held: ClusterCounts, ownIsDisk: boolean): Promise<void> {
-    const { clusterSize } = this.#rules.geometry;
+  async compare(ownIsDisk: boolean): Promise<void> {
     const reader = new EntryReader(this.#rules);
     for (const facts of this.tables.values()) {
-      if (facts.garbage || held.get(facts.offset / clusterSize) === 0) continue;
+      if (facts.garbage) continue;
       const view = await this.#read(facts.offset);
       this.#compareEntries(reader, view, facts, ownIsDisk);
     }
@@ -251,10 +253,10 @@ export class Books {
   }
 
   /** A cluster that is counted more often than anything claims it; where counts are lost: that holds something, and nothing claims it. */
-  isLeftOver(cluster: number, held: ClusterCounts): boolean {
+  isLeftOver(cluster: number): boolean {
     const count = this.#evidence.of(cluster);
     return count === UNKNOWN
-      ? held.get(cluster) > 0 && this.claims.get(cluster) === 0
+      ? this.#held.get(cluster) > 0 && this.claims.get(cluster) === 0
       : count > this.claims.get(cluster);
   }
 
@@ -277,9 +279,9 @@ export class Books {
   }
 
   /** Clusters that hold something and are neither counted nor claimed: freed ones, or such whose counts are lost. */
-  countUncounted(held: ClusterCounts): number {
+  countUncounted(): number {
     let left = 0;
-    for (const [cluster] of held.entries()) {
+    for (const [cluster] of this.#held.entries()) {
       if (this.#evidence.of(cluster) === 0 && this.claims.get(cluster) === 0) left++;
     }
     return left;
@@ -293,4 +295,22 @@ export class Books {
     else throwIfAborted(this.#options.signal);
     return new DataView(bytes.buffer);
   }
+}
+
+function newFacts(offset: number): TableFacts {
+  return {
+    offset,
+    refs: 0,
+    own: 0,
+    slot: -1,
+    copied: false,
+    mapped: 0,
+    bad: 0,
+    empty: 0,
+    garbage: false,
+    atHome: false,
+    behind: false,
+    clean: false,
+    contested: 0,
+  };
 }

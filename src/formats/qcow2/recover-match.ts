@@ -8,7 +8,7 @@ import { BAD, EntryReader, type EntryRules } from './recover-entries.ts';
 import type { Tree } from './recover-trees.ts';
 
 /** Clusters that are remembered with their slot. */
-const MAX_ENTRIES = 4_194_304;
+const MAX_ENTRIES = 1_048_576;
 
 export interface MatchParts {
   readonly file: BlockNode;

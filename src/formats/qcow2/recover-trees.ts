@@ -9,8 +9,8 @@ import { type Geometry, l1EntriesFor, MAX_L1_BYTES, TABLE_ENTRY_BYTES } from './
 import type { Qcow2Header } from './header.ts';
 import { readSnapshotTable, type SnapshotEntry } from './snapshot-table.ts';
 
-/** 128 MiB of offsets. */
-const MAX_ENTRIES = 16_777_216;
+/** 64 MiB of offsets. */
+const MAX_ENTRIES = 8_388_608;
 /** One entry of so many must lead to a table. */
 const CREDIBLE = 8;
 /** Share of the entries of an L1 table that nothing names that must lead to tables: many may be destroyed. */

@@ -7,7 +7,6 @@ import type { RecoveryState } from '../../core/recovery.ts';
 import { ALL_SUBCLUSTERS } from './entries.ts';
 import { BY_CONTENT, BY_ORDER, BY_OTHER_L1, BY_SNAPSHOT, type Slots } from './recover-assign.ts';
 import type { Books, TableFacts } from './recover-books.ts';
-import type { ClusterCounts } from './recover-counts.ts';
 import { BAD, DATA, ENCODED, EntryReader, type EntryRules, NONE, ZERO } from './recover-entries.ts';
 import { type Evidence, UNKNOWN } from './recover-refcounts.ts';
 import type { Tree } from './recover-trees.ts';
@@ -124,7 +123,6 @@ export interface VerdictParts {
   readonly rules: EntryRules;
   readonly books: Books;
   readonly evidence: Evidence;
-  readonly held: ClusterCounts;
   readonly slots: Slots;
   readonly others: readonly Tree[];
   readonly overall: Overall;
@@ -168,7 +166,7 @@ export class Verdict {
     const clusters = Math.min(l2Entries, alignUp(virtualSize - start, clusterSize) / clusterSize);
     const view = new SlotView(clusters, extendedL2);
     const table = slots.tables[slot] as number;
-    const facts = this.#parts.books.tables.get(table);
+    const facts = this.#parts.books.factsOf(table);
     if (facts === undefined || this.#isDestroyed(facts)) {
       const why = facts === undefined && table < 0 ? 'l1-damaged' : 'table-lost';
       for (let i = 0; i < clusters; i++) view.lose(i, why);
@@ -183,12 +181,12 @@ export class Verdict {
 
   /** The table's cluster no longer holds it: garbage, zeros while clusters are missing their owner, or what is the content of another one. */
   #isDestroyed(facts: TableFacts): boolean {
-    const { books, held, rules, overall } = this.#parts;
+    const { books, rules, overall } = this.#parts;
     if (facts.garbage) return true;
     if (facts.mapped === 0 && facts.empty === rules.geometry.l2Entries)
       return overall.leftOver > 0 || !overall.countsWhole;
     const foreign = facts.contested * 2 > facts.mapped && !facts.atHome;
-    return foreign && books.isLeftOver(books.homeOf(facts.offset), held);
+    return foreign && books.isLeftOver(books.homeOf(facts.offset));
   }
 
   async #fromTable(view: SlotView, slot: number, facts: TableFacts): Promise<void> {
@@ -291,7 +289,7 @@ export class Verdict {
 
   /** Where the whole image was written from front to back, exactly as many left-over clusters behind the table's place as it maps are its own. */
   #fillByOrder(view: SlotView, table: number): void {
-    const { books, held, rules } = this.#parts;
+    const { books, rules } = this.#parts;
     if (table <= 0 || books.sequential < 0.9 * books.adjacent || books.adjacent === 0) return;
     if (view.state.some((state) => state !== LOST)) return;
     const { clusterSize } = rules.geometry;
@@ -299,7 +297,7 @@ export class Verdict {
     const hosts: number[] = [];
     for (let cluster = table / clusterSize + 1; cluster < end && hosts.length < view.clusters; cluster++) {
       if (books.metadata.get(cluster) > 0) continue;
-      if (books.claims.get(cluster) > 0 || !books.isLeftOver(cluster, held)) return;
+      if (books.claims.get(cluster) > 0 || !books.isLeftOver(cluster)) return;
       hosts.push(cluster * clusterSize);
     }
     if (hosts.length < view.clusters) return;

@@ -61,22 +61,21 @@ class Recovery {
       header === undefined
         ? { active: undefined, snapshots: [], snapshotTableBytes: 0, snapshotsLost: true }
         : this.#credible(await readTrees(file, header, geometry, name, this.#notes), found, geometry);
-    const books = new Books(file, rules, evidence, this.#request);
+    const books = new Books(file, rules, evidence, found.held, this.#request);
     const bitmapsWhole = await this.#countStructures(books, frame, trees, evidence);
     const hints = await this.#hints(trees, found, books, geometry);
     const isCounted = (tree: Tree): boolean => evidence.raw(tree.l1Offset / geometry.clusterSize) > 0;
     const chosen = this.#choose(frame, trees, hints, isCounted);
-    await this.#countTrees(books, chosen, found, frame);
+    await this.#countTrees(books, chosen, frame);
     evidence.judge(books.claims);
     const orphans = this.#orphans(found, books, evidence, [chosen.own, ...hints], geometry);
     for (const offset of orphans) books.note(offset, -1, false, false);
-    await books.count(orphans, found.held);
+    await books.count(orphans);
     evidence.judge(books.claims);
     const around: Surroundings = {
       geometry,
       books,
       evidence,
-      held: found.held,
       clusters: found.held.end,
     };
     const slots = assign(
@@ -92,14 +91,13 @@ class Recovery {
       around,
     );
     this.#placeOrphans(slots, orphans, books);
-    await books.compare(found.held, chosen.ownIsDisk);
+    await books.compare(chosen.ownIsDisk);
     const virtualSize = chosen.virtualSize ?? (await this.#reach(slots, rules, books));
     const overall = this.#overall({
       frame,
       trees,
       books,
       evidence,
-      found,
       chosen,
       orphans,
       bitmapsWhole,
@@ -124,7 +122,6 @@ class Recovery {
         rules,
         books,
         evidence,
-        held: found.held,
         slots,
         others: chosen.others,
         overall,
@@ -183,11 +180,11 @@ class Recovery {
 
   /** L1 tables that nobody names. They matter only where tables may be without a slot. */
   async #hints(trees: Trees, found: Found, books: Books, geometry: Geometry): Promise<Tree[]> {
-    const named = new Set<number>();
+    const unnamed = new Set(found.tables);
     for (const tree of [trees.active, ...trees.snapshots.map((one) => one.tree)]) {
-      for (const offset of tree?.tables ?? []) named.add(offset);
+      for (const offset of tree?.tables ?? []) unnamed.delete(offset);
     }
-    if (trees.active !== undefined && found.tables.every((offset) => named.has(offset))) return [];
+    if (trees.active !== undefined && unnamed.size === 0) return [];
     const known = new Set([trees.active?.l1Offset, ...trees.snapshots.map(({ tree }) => tree.l1Offset)]);
     const { tables, refcountBlocks } = found;
     const more = await findTrees(this.#context.file, geometry, tables, refcountBlocks, this.#request);
@@ -225,14 +222,13 @@ class Recovery {
     return { own: likely, others: inner, virtualSize: frame.virtualSize, ownIsDisk: true, isStale };
   }
 
-  async #countTrees(books: Books, { own, others }: Chosen, found: Found, { header, geometry }: Frame): Promise<void> {
+  async #countTrees(books: Books, { own, others }: Chosen, { header }: Frame): Promise<void> {
     if (own !== undefined) books.noteTree(own, true);
     for (const tree of others) books.noteTree(tree, false);
     if (header === undefined && own !== undefined) {
       books.addMetadata(own.l1Offset, Math.min(own.tables.length * TABLE_ENTRY_BYTES, MAX_L1_BYTES));
     }
-    if (geometry.clusterSize === 0) return;
-    await books.count([...books.tables.keys()], found.held);
+    await books.count([...books.tables.keys()]);
   }
 
   #credible(trees: Trees, found: Found, geometry: Geometry): Trees {
@@ -287,11 +283,11 @@ class Recovery {
     const { l2Coverage, l2Entries, l2EntrySize, clusterSize } = rules.geometry;
     const reader = new EntryReader(rules);
     const bytes = new Uint8Array(clusterSize);
+    this.#notes.push('the size of the disk is lost; it is taken to end with the last cluster that is mapped');
     for (let slot = tables.length - 1; slot >= 0; slot--) {
       const offset = tables[slot] as number;
-      const facts = books.tables.get(offset);
-      if (offset === 0) continue;
-      this.#notes.push('the size of the disk is lost; it is taken to end with the last cluster that is mapped');
+      const facts = books.factsOf(offset);
+      if (offset === 0 || (facts !== undefined && facts.refs === 0)) continue;
       if (facts === undefined || facts.garbage) return (slot + 1) * l2Coverage;
       await this.#context.file.read(offset, bytes);
       const view = new DataView(bytes.buffer);
@@ -310,16 +306,15 @@ class Recovery {
     readonly trees: Trees;
     readonly books: Books;
     readonly evidence: Evidence;
-    readonly found: Found;
     readonly chosen: Chosen;
     readonly orphans: readonly number[];
     readonly bitmapsWhole: boolean;
     readonly backing: BlockNode | undefined;
     readonly slots: Slots;
   }): Overall {
-    const { frame, trees, books, evidence, found, chosen, orphans, bitmapsWhole, backing } = all;
+    const { frame, trees, books, evidence, chosen, orphans, bitmapsWhole, backing } = all;
     const { l2Entries } = frame.geometry;
-    let explained = 0;
+    let explained = books.blanks * l2Entries;
     let sound = bitmapsWhole && !trees.snapshotsLost;
     for (const facts of books.tables.values()) {
       const destroyed = facts.garbage || facts.bad > 0 || (facts.mapped === 0 && facts.empty === l2Entries);
@@ -328,7 +323,7 @@ class Recovery {
     }
     if (trees.snapshotsLost || !bitmapsWhole) explained = Number.POSITIVE_INFINITY;
     const { header } = frame;
-    const uncounted = books.countUncounted(found.held);
+    const uncounted = books.countUncounted();
     const raw = header !== undefined && frame.dataFile && (header.autoclear & AUTOCLEAR.dataFileRaw) !== 0n;
     return {
       headerWhole:

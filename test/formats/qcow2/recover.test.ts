@@ -308,6 +308,18 @@ describe('a hostile file', () => {
     expect(ranges[0]).toMatchObject({ state: 'certain', content: 'data' });
   });
 
+  it('whose L1 table names hundreds of thousands of holes takes no table for each', async () => {
+    const file = await smallDisk();
+    const entries = 400_000;
+    const l1 = new DataView(new ArrayBuffer(entries * 8));
+    for (let i = 0; i < entries; i++) l1.setBigUint64(i * 8, (1n << 63n) + BigInt(16 * MiB + i * 4096));
+    await file.write(8 * MiB, new Uint8Array(l1.buffer));
+    await file.truncate(16 * MiB + entries * 4096);
+    await writeHeader(file, { ...(await headerOf(file)), l1Offset: 8 * MiB, l1Size: entries }, 'disk');
+    const { ranges } = await recover(file);
+    expect(statesOf(ranges)).not.toContain('certain');
+  });
+
   it('of noise, of tables of noise, and of headers with noise in them ends in an answer or an error of ours', async () => {
     for (let seed = 1; seed <= scaled(12); seed++) {
       const random = seededRandom(seed);
