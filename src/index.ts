@@ -98,6 +98,7 @@ export {
   Image,
   type NewSnapshot,
   type ReadableOptions,
+  type ResizeOptions,
   type WritableOptions,
 } from './image/image.ts';
 export {
@@ -108,6 +109,7 @@ export {
   type RecoverChoice,
 } from './image/open.ts';
 export type { ReferencePolicy, ResolvedReference } from './image/references.ts';
+export type { ReopenOptions } from './image/reopen.ts';
 export { MemoryStore, type MemoryStoreOptions } from './storage/memory.ts';
 export { type AmendImageOptions, amendImage } from './tools/amend.ts';
 export { type BenchOptions, benchImage } from './tools/bench.ts';
@@ -132,6 +134,7 @@ export { type MapOptions, mapImage, mapReferences } from './tools/map.ts';
 export { type MeasureOptions, measureImage } from './tools/measure.ts';
 export { type RebaseOptions, type RebaseResult, rebaseImage } from './tools/rebase.ts';
 export { type RecoverImageOptions, type RecoverResult, type RecoverTarget, recoverImage } from './tools/recover.ts';
+export { type ResizeImageOptions, resizeImage } from './tools/resize.ts';
 export {
   applySnapshot,
   createSnapshot,

@@ -32,6 +32,7 @@ import * as map from './tools/map.ts';
 import * as measure from './tools/measure.ts';
 import * as rebase from './tools/rebase.ts';
 import * as recover from './tools/recover.ts';
+import * as resize from './tools/resize.ts';
 import * as snapshot from './tools/snapshot.ts';
 
 export { ALL_FORMATS } from './formats/all.ts';
@@ -192,6 +193,16 @@ export function amendImage(
   options: Preset<amend.AmendImageOptions> = {},
 ): Promise<void> {
   return amend.amendImage(sourceOf<Image>(source), changes, { ...presets(), ...options });
+}
+
+/** Makes the disk of an image larger or smaller.
+ *  @throws {@link BlockError} as the isomorphic `resizeImage`. */
+export function resizeImage(
+  source: FileName | Image,
+  size: number,
+  options: Preset<resize.ResizeImageOptions> = {},
+): Promise<void> {
+  return resize.resizeImage(sourceOf<Image>(source), size, { ...presets(), ...options });
 }
 
 /** Makes the data file of an image an image of its own.

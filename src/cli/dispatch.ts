@@ -3,7 +3,7 @@ import { Arguments, type OptionSpec, usage } from './args.ts';
 import { Finished } from './commands/common.ts';
 import type { Cli, Personality } from './console.ts';
 import { Failure } from './failure.ts';
-import { findVerb, isFutureVerb, nearestVerb, type VerbEntry } from './verbs/index.ts';
+import { findVerb, nearestVerb, type VerbEntry } from './verbs/index.ts';
 
 /** Options before the verb. */
 export const PROGRAM_OPTIONS: readonly OptionSpec[] = [
@@ -66,7 +66,6 @@ async function runVerb(entry: VerbEntry, args: readonly string[], cli: Cli): Pro
 }
 
 function unknownVerb(personality: Personality, verb: string): Failure {
-  if (isFutureVerb(verb)) return new Failure(`'${verb}' is not supported yet`);
   if (personality.qemu) return usage(`Command not found: ${verb}`);
   const nearest = nearestVerb(verb);
   return usage(`there is no command '${verb}'${nearest === undefined ? '' : `; did you mean '${nearest}'?`}`);

@@ -3,7 +3,7 @@ import { readFileSync } from 'node:fs';
 import type { OptionSpec } from './args.ts';
 import type { Personality } from './console.ts';
 import { FORMAT_NAMES, type VerbSpec } from './verbs/common.ts';
-import { FUTURE_VERBS, findVerb, optionsFor, verbNames } from './verbs/index.ts';
+import { findVerb, optionsFor, verbNames } from './verbs/index.ts';
 
 /** The qemu-img whose behaviour is reproduced; programs read it from `--version`. */
 const QEMU_VERSION = '7.2.22';
@@ -37,8 +37,6 @@ export function programHelp(personality: Personality): string {
           '  help        show the manual of a command',
           '  completion  print a completion script for bash, zsh or fish',
         ]),
-    '',
-    `Not supported yet: ${FUTURE_VERBS.join(', ')}`,
     '',
     qemu ? `'cowdisk help COMMAND' describes the options.` : `'${program} help COMMAND' describes the options.`,
     '',

@@ -84,8 +84,9 @@ export interface FormatNode {
   /** Changes what the image was created with. `options` holds what was asked, by the TypeScript names of the driver's `amendOptions`, valid and
    *  without defaults. Called alone, inside `exclusive`. Durable when it ends; interrupted, the image holds the same as before. */
   amend?(options: Readonly<Record<string, unknown>>, run: AmendRun): Promise<void>;
-  /** Drops all that this layer holds, so that it shows its backing file again. Called alone, inside `exclusive`. Durable when it ends. */
-  makeEmpty?(): Promise<void>;
+  /** Drops all that this layer holds, so that it shows its backing file again. Called alone, inside `exclusive`. Durable when it ends. Where it
+   *  is not there, at present or at all, the engine drops unit by unit. */
+  readonly makeEmpty?: (() => Promise<void>) | undefined;
   /** Makes the data file an image of its own, for formats that keep data apart from metadata; never copies guest data.
    *  @returns the file that stands alone now. @throws INVALID_ARGUMENT when this layer does not hold everything (details `{ missing }`, bytes). */
   detach?(): Promise<Standalone>;
@@ -93,6 +94,9 @@ export interface FormatNode {
   flush(): Pending;
   /** Flushes what the format holds and leaves the children open. */
   close(): Promise<void>;
+  /** Gives up all that is held in memory, changes that are not written included, and writes nothing. Called alone, inside `exclusive`; nothing
+   *  follows. */
+  forget?(): Promise<void>;
   info(): MaybePromise<FormatInfo>;
   /** How often each part of the file is referred to, for formats that count it: runs of equal counts, in order, to the end of the file and of
    *  what is counted. */

@@ -60,17 +60,26 @@ export function mappedNode(format: FormatNode, options: MappedNodeOptions): Mapp
   return new MappedNode(format, options);
 }
 
+/** @returns whether the format could, now that nothing else runs. */
+async function emptied(format: FormatNode): Promise<boolean> {
+  const makeEmpty = format.makeEmpty?.bind(format);
+  await makeEmpty?.();
+  return makeEmpty !== undefined;
+}
+
 export class MappedNode implements BlockNode, EngineServices {
   readonly name: string;
   readonly driver: string;
-  readonly format: FormatNode;
   readonly observers = new Set<WriteObserver>();
   readonly epochs = new Epochs();
   readonly #rules: SafetyRules;
-  readonly #ignoresDiscards: boolean;
-  readonly #backing: BlockNode | undefined;
-  readonly #reader: GuestReader;
-  readonly #writer: GuestWriter;
+  #format: FormatNode;
+  #ignoresDiscards = false;
+  #backing: BlockNode | undefined;
+  #reader: GuestReader;
+  #writer: GuestWriter;
+  /** Added by the format when it was attached. */
+  #formatsObservers: readonly WriteObserver[] = [];
   readonly #alone = new Mutex();
   #barrier: Promise<void> | undefined;
   #condemned: Error | undefined;
@@ -79,21 +88,39 @@ export class MappedNode implements BlockNode, EngineServices {
   constructor(format: FormatNode, options: MappedNodeOptions) {
     this.name = options.name;
     this.driver = format.format;
-    this.format = format;
     this.#rules = options.rules ?? ALL_RULES;
-    this.#ignoresDiscards = options.discard === 'ignore';
-    this.#backing = childOf(format, 'backing');
+    this.#format = format;
+    const io = this.#ioOf(format);
+    this.#backing = io.backing;
+    this.#reader = io.reader;
+    this.#writer = io.writer;
+    this.#attach(options.discard);
+  }
+
+  get format(): FormatNode {
+    return this.#format;
+  }
+
+  #ioOf(format: FormatNode): { backing: BlockNode | undefined; reader: GuestReader; writer: GuestWriter } {
+    const backing = childOf(format, 'backing');
     const transformed = new TransformedIo(format);
-    this.#reader = new GuestReader(format, this.#backing, this.epochs, transformed);
-    this.#writer = new GuestWriter(format, this.#reader, {
-      name: options.name,
-      backing: this.#backing,
+    const reader = new GuestReader(format, backing, this.epochs, transformed);
+    const writer = new GuestWriter(format, reader, {
+      name: this.name,
+      backing,
       epochs: this.epochs,
       rules: this.#rules,
       transformed,
       readGuest: (offset, into) => this.readGuest(offset, into),
     });
-    format.attach?.(this);
+    return { backing, reader, writer };
+  }
+
+  #attach(discard: DiscardMode | undefined): void {
+    this.#ignoresDiscards = discard === 'ignore';
+    const before = new Set(this.observers);
+    this.#format.attach?.(this);
+    this.#formatsObservers = [...this.observers].filter((observer) => !before.has(observer));
   }
 
   get size(): number {
@@ -233,6 +260,12 @@ export class MappedNode implements BlockNode, EngineServices {
 
   /** Also takes `metadata`, where the format has it. */
   truncate(size: number, options?: ResizeOptions): Pending {
+    return this.resize(size, options?.preallocation);
+  }
+
+  /** As {@link truncate}, with the modes of formats that have tables to preallocate: see {@link FormatNode.resize}. Runs alone.
+   *  @throws {@link BlockError} READ_ONLY; UNSUPPORTED, reason `store.truncate`. */
+  resize(size: number, preallocation: Preallocation | 'metadata' = 'off'): Promise<void> {
     this.#checkOpen('truncate');
     const { format } = this;
     if (format.readOnly) throw this.#readOnly('truncate');
@@ -243,7 +276,27 @@ export class MappedNode implements BlockNode, EngineServices {
       });
     }
     return this.exclusive(async () => {
-      await format.resize?.(size, options?.preallocation ?? 'off');
+      await format.resize?.(size, preallocation);
+    });
+  }
+
+  /** Puts another opening of the same image in the place of the present one. Runs alone.
+   *  @param open told the present opening, which is of no use afterwards; when it throws, the present one stays
+   *  @throws what `open` throws. */
+  async replaceFormat(
+    open: (present: FormatNode) => Promise<{ readonly format: FormatNode; readonly discard: DiscardMode | undefined }>,
+  ): Promise<void> {
+    this.#checkOpen('reopening');
+    await this.exclusive(async () => {
+      this.#checkOpen('reopening');
+      const { format, discard } = await open(this.#format);
+      for (const observer of this.#formatsObservers) this.observers.delete(observer);
+      const { backing, reader, writer } = this.#ioOf(format);
+      this.#format = format;
+      this.#backing = backing;
+      this.#reader = reader;
+      this.#writer = writer;
+      this.#attach(discard);
     });
   }
 
@@ -279,12 +332,8 @@ export class MappedNode implements BlockNode, EngineServices {
     const { format } = this;
     if (format.makeEmpty === undefined && format.unmap === undefined) throw this.#cannot('empty', 'cannot be emptied');
     this.#observe(0, this.size);
-    if (format.makeEmpty !== undefined) {
-      await this.exclusive(async () => {
-        await format.makeEmpty?.();
-      });
-      return;
-    }
+    if (format.makeEmpty !== undefined && (await this.exclusive(() => emptied(format)))) return;
+    if (format.unmap === undefined) throw this.#cannot('empty', 'cannot be emptied');
     while (this.#barrier !== undefined) await this.#barrier;
     const dropped = this.#writer.dropAll(options.signal);
     await this.#counted(dropped);
@@ -386,7 +435,9 @@ export class MappedNode implements BlockNode, EngineServices {
   }
 
   async exclusive<T>(body: () => Promise<T>): Promise<T> {
-    await this.#alone.acquire();
+    const waiting = this.#alone.acquire();
+    // At once where nothing else runs alone: what is asked after this call waits.
+    if (waiting !== undefined) await waiting;
     let open = (): void => undefined;
     if (this.#rules.drain) {
       this.#barrier = new Promise<void>((resolve) => {

@@ -24,9 +24,10 @@ import type {
 } from '../core/format.ts';
 import type { MappedNode } from '../core/mapped-node.ts';
 import type { BlockNode } from '../core/node.ts';
-import type { WriteOptions, ZeroOptions } from '../core/store.ts';
+import type { Preallocation, WriteOptions, ZeroOptions } from '../core/store.ts';
 import type { EventHub } from './events.ts';
 import { probeBytes } from './probe.ts';
+import type { Reopener, ReopenOptions } from './reopen.ts';
 
 export interface ReadableOptions {
   /** Bytes. Default 0. */
@@ -51,6 +52,13 @@ export interface ExtentsOptions {
   readonly signal?: AbortSignal | undefined;
 }
 
+export interface ResizeOptions {
+  /** Allow the disk to become smaller; what lies behind its new end is lost. Default false. */
+  readonly shrink?: boolean | undefined;
+  /** Space for what is new: none, only the tables that map it (`metadata`), reserved, or written. Default `off`. */
+  readonly preallocation?: Preallocation | 'metadata' | undefined;
+}
+
 /** A snapshot that is to be made. */
 export interface NewSnapshot extends Omit<SnapshotRequest, 'dateSeconds' | 'dateNanoseconds'> {
   /** When it was made: the library has no clock of its own. */
@@ -62,11 +70,11 @@ export interface ImageParts {
   readonly node: MappedNode;
   readonly name: string;
   readonly driver: FormatDriver;
-  readonly readOnly: boolean;
   /** The formats that were probed, when nothing but the one that matches everything did. */
   readonly guessedAmong: readonly FormatDriver[] | undefined;
-  readonly backingName: string | undefined;
-  readonly backingFormat: string | undefined;
+  /** The backing file as it was found last. */
+  backing(): { readonly name: string | undefined; readonly format: string | undefined } | undefined;
+  readonly reopener: Reopener;
   readonly hub: EventHub;
   /** Everything that was opened by name. */
   readonly files: readonly BlockNode[];
@@ -83,12 +91,6 @@ export class Image implements AsyncDisposable {
   readonly name: string;
   /** Name of the format driver. */
   readonly format: string;
-  readonly readOnly: boolean;
-  /** The name that the recorded backing file name means from here; `undefined` where there is none or it cannot be told. */
-  readonly backingName: string | undefined;
-  /** The format that the backing file is opened as: as recorded, as the format of this image has it, or as the caller chose; `undefined` where
-   *  it has to be found out. */
-  readonly backingFormat: string | undefined;
   readonly #parts: ImageParts;
   #closing: Promise<void> | undefined;
 
@@ -98,9 +100,21 @@ export class Image implements AsyncDisposable {
     this.node = parts.node;
     this.name = parts.name;
     this.format = parts.driver.name;
-    this.readOnly = parts.readOnly;
-    this.backingName = parts.backingName;
-    this.backingFormat = parts.backingFormat;
+  }
+
+  get readOnly(): boolean {
+    return this.#parts.reopener.settings.readOnly;
+  }
+
+  /** The name that the recorded backing file name means from here; `undefined` where there is none or it cannot be told. */
+  get backingName(): string | undefined {
+    return this.#parts.backing()?.name;
+  }
+
+  /** The format that the backing file is opened as: as recorded, as the format of this image has it, or as the caller chose; `undefined` where
+   *  it has to be found out. */
+  get backingFormat(): string | undefined {
+    return this.#parts.backing()?.format;
   }
 
   /** The format was not given, and nothing but `raw` matched: writes that would make it look like another format are refused. */
@@ -229,6 +243,37 @@ export class Image implements AsyncDisposable {
       });
     }
     return check.check(options);
+  }
+
+  /** Gives the disk another size. What is new reads as zeros. Running requests end first, later ones wait.
+   *  @param size bytes; most formats want a multiple of 512
+   *  @throws {@link BlockError} INVALID_ARGUMENT, reason `image.shrink`, for a smaller size without `shrink`; READ_ONLY; UNSUPPORTED, reason
+   *  `store.truncate`, where the size cannot be changed; OPTION, TOO_LARGE from the format. */
+  async resize(size: number, options: ResizeOptions = {}): Promise<void> {
+    const { shrink, preallocation } = options;
+    if (size < this.virtualSize && shrink !== true) {
+      throw new BlockError(
+        'INVALID_ARGUMENT',
+        `"${this.name}": the disk has ${this.virtualSize} bytes and would lose some of them with ${size}; pass shrink: true to allow it`,
+        { reason: 'image.shrink', details: { size, old: this.virtualSize } },
+      );
+    }
+    await this.node.resize(size, preallocation);
+  }
+
+  /** Opens the image anew with other settings: for writing or for reading only, with other options of the format. Running requests end first,
+   *  later ones wait; everything written before is durable then.
+   *  @throws {@link BlockError} as `openImage`; the image is open as before. READ_ONLY, reason `image.reopen-store`, where a store that cannot be
+   *  written was passed in. `image.reopen-lost`: it could not be opened again at all, and every later request fails. */
+  async reopen(changes: ReopenOptions): Promise<void> {
+    await this.#parts.reopener.reopen(this.node, changes);
+  }
+
+  /** Another program has written to the image: everything in memory is given up, unwritten changes included, and the image is read anew.
+   *  Running requests end first, later ones wait.
+   *  @throws {@link BlockError} as {@link reopen}; UNSUPPORTED, reason `image.invalidate`. */
+  async invalidate(): Promise<void> {
+    await this.#parts.reopener.invalidate(this.node);
   }
 
   /** What {@link amend} takes; `undefined` where images of the format cannot be amended. */

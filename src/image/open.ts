@@ -2,6 +2,8 @@
  *  Owns the walk down the chain: names, policy, cycles, depth, and closing everything again when it fails.
  *  Invariants: only the top layer is ever writable (and its data file); a file that is already part of the path from the top
  *  is never opened a second time; after a failure nothing that was opened here stays open. */
+
+import { settleAll } from '../base/async.ts';
 import { BlockError, isBlockError } from '../base/errors.ts';
 import { throwIfAborted } from '../base/job.ts';
 import { type OptionSchema, type OptionsInput, type OptionsOf, resolveOptions } from '../base/options.ts';
@@ -38,6 +40,7 @@ import {
   resolveReference,
   statusOf,
 } from './references.ts';
+import { Reopener, type ReopenHost, reachable } from './reopen.ts';
 import { UnopenedNode } from './unopened-node.ts';
 
 const DEFAULT_DEPTH = 256;
@@ -161,6 +164,10 @@ class Opening {
   /** Names that the image records, for which the caller's choice of a file stands. Those met once the image is open are new ones. */
   readonly #overridden = { backing: new Set<string>(), data: new Set<string>() };
   #isOpen = false;
+  /** What the top layer has asked for, and got. */
+  readonly #references: (Reference & { readonly file: BlockNode })[] = [];
+  /** Which of it serves again at present. */
+  #reuses: 'none' | 'backing' | 'all' = 'none';
 
   constructor(options: OpenImageOptions) {
     this.#options = options;
@@ -183,17 +190,58 @@ class Opening {
     const node = await this.#openLayer(layer, driver, options ?? {}, forCheck === true, unsafe === true);
     requireOverridesUsed(this.#options, this.#overridden, name);
     this.#isOpen = true;
+    const given = () => (typeof options === 'function' ? options(driver) : (options ?? {}));
+    const settings = { readOnly, options: given, discard: this.#options.discard };
     return new Image({
       node,
       name,
       driver,
-      readOnly,
       guessedAmong: probed?.guessed === true ? among : undefined,
-      backingName: this.#backing?.name,
-      backingFormat: this.#backing?.format,
+      backing: () => this.#backing,
       hub: this.#hub,
       files: this.#opened,
+      reopener: new Reopener(this.#reopenHost(source, layer, driver), settings),
     });
+  }
+
+  #reopenHost(source: string | BlockNode, first: Layer, driver: FormatDriver): ReopenHost {
+    let layer = first;
+    return {
+      driver,
+      require: (settings) => {
+        requireSnapshots({ ...this.#options, readOnly: settings.readOnly }, driver, first.name);
+        resolveFor(driver, first.name, settings.options());
+        if (typeof source !== 'string' && !settings.readOnly && !source.supports.write) {
+          throw new BlockError('READ_ONLY', `"${first.name}": is open for reading only`, {
+            reason: 'image.reopen-store',
+          });
+        }
+      },
+      open: async (settings, anew) => {
+        const { readOnly, discard } = settings;
+        const options = settings.options();
+        const opensFile = typeof source === 'string' && (anew || readOnly !== layer.readOnly);
+        const next = opensFile ? await this.#topLayer(source, first.name, readOnly) : { ...layer, readOnly };
+        this.#reuses = anew ? 'backing' : 'all';
+        try {
+          const { forCheck, unsafe } = this.#options;
+          const format = await this.#openFormat(next, driver, options, forCheck === true, unsafe === true, discard);
+          layer = next;
+          return format;
+        } finally {
+          this.#reuses = 'none';
+        }
+      },
+      closeUnused: (node) => this.#closeUnused(node),
+    };
+  }
+
+  async #closeUnused(node: MappedNode): Promise<void> {
+    const used = reachable(node);
+    const unused = this.#opened.filter((opened) => !used.has(opened));
+    this.#opened.splice(0, this.#opened.length, ...this.#opened.filter((opened) => used.has(opened)));
+    this.#references.splice(0, this.#references.length, ...this.#references.filter(({ file }) => used.has(file)));
+    await settleAll(unused.reverse().map((opened) => opened.close()));
   }
 
   /** Closes what was opened, last first; the failure that brought us here is the one to tell. */
@@ -249,7 +297,20 @@ class Opening {
     forCheck: boolean,
     unsafe: boolean,
   ): Promise<MappedNode> {
-    const { signal, metadataOnly, rules, discard } = this.#options;
+    const { rules, discard } = this.#options;
+    const format = await this.#openFormat(layer, driver, options, forCheck, unsafe, discard);
+    return mappedNode(format, { name: layer.name, discard, ...(rules === undefined ? {} : { rules }) });
+  }
+
+  async #openFormat(
+    layer: Layer,
+    driver: FormatDriver,
+    options: OpenOptionsInput,
+    forCheck: boolean,
+    unsafe: boolean,
+    discard: DiscardMode | undefined,
+  ): Promise<FormatNode> {
+    const { signal, metadataOnly, rules } = this.#options;
     throwIfAborted(signal);
     const context: OpenContext = {
       file: layer.file,
@@ -270,15 +331,27 @@ class Opening {
       signal,
     };
     const { recover } = this.#options;
-    const format =
-      recover !== undefined && layer.depth === 1
-        ? await recoverWith(driver, context, recover)
-        : await driver.open(context, resolveFor(driver, layer.name, options));
-    return mappedNode(format, { name: layer.name, discard, ...(rules === undefined ? {} : { rules }) });
+    return recover !== undefined && layer.depth === 1
+      ? await recoverWith(driver, context, recover)
+      : await driver.open(context, resolveFor(driver, layer.name, options));
   }
 
   /** The one way from an image to another file. */
   async #follow(recorded: Reference, from: Layer): Promise<BlockNode> {
+    if (from.depth > 1) return await this.#followAnew(recorded, from);
+    const { role, name, format } = recorded;
+    const readOnly = role === 'backing' || recorded.readOnly || from.readOnly;
+    const known = this.#references.find(
+      (one) => one.role === role && one.name === name && one.format === format && one.readOnly === readOnly,
+    );
+    const serves = this.#reuses === 'all' || (this.#reuses === 'backing' && role === 'backing');
+    if (known !== undefined && serves) return known.file;
+    const file = await this.#followAnew(recorded, from);
+    this.#references.push({ role, name, format, readOnly, file });
+    return file;
+  }
+
+  async #followAnew(recorded: Reference, from: Layer): Promise<BlockNode> {
     const override = this.#overrideOf(recorded, from);
     const reference = override?.reference ?? recorded;
     if (reference.role === 'backing' && !this.#opensBelow(from.depth)) {

@@ -51,16 +51,6 @@ describe('the name it is called by', () => {
     });
   });
 
-  it.each(['resize'])('the verb %s is refused by name under either', async (verb) => {
-    for (const program of ['cowdisk', 'qemu-img']) {
-      expect(await cli(program, verb, 'x')).toEqual({
-        status: 1,
-        out: '',
-        err: `${program}: '${verb}' is not supported yet\n`,
-      });
-    }
-  });
-
   it('decides where unknown verbs are pointed to', async () => {
     expect((await cli('cowdisk', 'infos')).err).toBe(
       "cowdisk: there is no command 'infos'; did you mean 'info'?\nTry 'cowdisk help' for more information\n",

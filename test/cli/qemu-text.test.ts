@@ -63,6 +63,10 @@ const WITHOUT: readonly string[] = [
   // mistakes of a caller in TypeScript, which the command line answers itself
   'create.size',
   'image.length',
+  'image.shrink',
+  'image.invalidate',
+  'image.reopen-lost',
+  'image.reopen-store',
   'map.range',
   'map.references',
   'measure.input',
@@ -119,6 +123,9 @@ const WITHOUT: readonly string[] = [
   'qcow2.compressed-offset',
   'qcow2.data-file-compressed-write',
   'qcow2.refcount-range',
+  'qcow2.amend-l1-tables',
+  'qcow2.amend-refcount-blocks',
+  'qcow2.resize-l1-entries',
   'qcow2.refcount-table-limit',
   // an errno in QEMU, in the frame of snapshot
   'image.snapshot-read-only',

@@ -1,6 +1,10 @@
 /** Command lines of `amend` and `resize` for the transcripts. Data only. */
 import type { Case } from './transcript-cases.ts';
 
+const PLACES = 'new tables lie elsewhere: they are written whole before the old ones go';
+const ZSTD = 'clusters that zstd compressed would be lost in version 2';
+const BITMAPS = 'version 2 has no bitmaps: QEMU leaves them behind, broken';
+
 export const AMEND_CASES: readonly (string | Case)[] = [
   'amend',
   'amend a.qcow2',
@@ -86,4 +90,95 @@ export const AMEND_CASES: readonly (string | Case)[] = [
   'amend -o data_file_raw=off dataraw.qcow2; info dataraw.qcow2',
   'amend -o data_file_raw=on dataraw.qcow2; info dataraw.qcow2',
   'amend -o lazy_refcounts=on corruptbit.qcow2',
+  ...[1, 2, 4, 8, 32, 64].map((bits) => `amend -o refcount_bits=${bits} a.qcow2; info a.qcow2; check a.qcow2`),
+  'amend -o refcount_bits=1 snap.qcow2; check snap.qcow2',
+  { line: 'amend -o refcount_bits=2 snap.qcow2; check snap.qcow2', differs: PLACES },
+  'amend -o refcount_bits=2 snap.qcow2; snapshot -a first snap.qcow2; info snap.qcow2',
+  'amend -o refcount_bits=64 refcount1.qcow2; check refcount1.qcow2',
+  'amend -o refcount_bits=1 comp.qcow2',
+  'amend -o refcount_bits=8 comp.qcow2; check comp.qcow2',
+  'amend -o refcount_bits=8 v2.qcow2',
+  'amend -o refcount_bits=8,compat=1.1 v2.qcow2; check v2.qcow2',
+  'amend -o refcount_bits=8,compat=0.10 a.qcow2',
+  'amend -o refcount_bits=32 data.qcow2; check data.qcow2; amend -o refcount_bits=32 ext.qcow2; check ext.qcow2',
+  ...['a', 'b', 'top', 'overraw', 'comp', 'prealloc', 'snap', 'lazy', 'huge', 'empty', 'refcount1', 'ext', 'data'].map(
+    (name) => `amend -o compat=0.10 ${name}.qcow2; info ${name}.qcow2; check ${name}.qcow2`,
+  ),
+  'amend -o compat=0.10,refcount_bits=16 refcount1.qcow2; info refcount1.qcow2; check refcount1.qcow2',
+  'amend -q -p -o compat=0.10 snap.qcow2; snapshot -a first snap.qcow2; check -q snap.qcow2',
+  'amend -o compat=0.10,lazy_refcounts=on lazy.qcow2; info lazy.qcow2',
+  { line: 'amend -o compat=0.10 zstd.qcow2', differs: ZSTD },
+  { line: 'amend -o compat=0.10 bitmaps.qcow2', differs: BITMAPS },
+];
+
+const TOO_LARGE = 'numbers end at 2^53 here';
+
+export const RESIZE_CASES: readonly (string | Case)[] = [
+  'resize',
+  'resize a.qcow2',
+  'resize 8M',
+  'resize a.qcow2 8M 9M',
+  'resize -q a.qcow2 8M',
+  'resize --foo a.qcow2 8M',
+  'resize --preallocation=foo a.qcow2 8M',
+  'resize --preallocation a.qcow2',
+  'resize gone 8M',
+  'resize -f nofmt a.qcow2 8M',
+  'resize -f raw a.raw 2M; info a.raw',
+  'resize a.raw 2M; info a.raw',
+  'resize --image-opts driver=qcow2,file.filename=a.qcow2 2M; info a.qcow2',
+  'resize -f qcow2 --image-opts driver=qcow2,file.filename=a.qcow2 2M',
+  ...[
+    'foo',
+    '+foo',
+    "''",
+    '+',
+    '0',
+    '-1M',
+    '-2M',
+    '-512k',
+    '+512k',
+    '+0',
+    '-0',
+    '1M',
+    '2M',
+    '1.5M',
+    '1000000',
+    '5000000',
+    '+1',
+    '0x200000',
+    '0x10k',
+    '9E',
+    '16E',
+    '+16E',
+    '+8E',
+  ].map((size) => `resize a.qcow2 ${size}; info a.qcow2; check a.qcow2`),
+  { line: 'resize a.qcow2 64P', differs: TOO_LARGE },
+  'resize -f qcow2 a.qcow2 1P; info a.qcow2; check a.qcow2',
+  ...['-512k', '100k', '1000', '512', '0', '1M'].map(
+    (size) => `resize --shrink a.qcow2 ${size}; info a.qcow2; check -q a.qcow2; map --output=json a.qcow2`,
+  ),
+  ...['512k', '700001', '-1M'].map((size) => `resize --shrink -f raw a.raw ${size}; info a.raw`),
+  ...['metadata', 'falloc', 'full', 'off'].flatMap((mode) => [
+    `resize --preallocation=${mode} a.qcow2 1500k; info a.qcow2; check -q a.qcow2; map --output=json --max-length=1M a.qcow2`,
+    `resize --preallocation=${mode} --shrink a.qcow2 512k`,
+    `resize --preallocation=${mode} a.qcow2 1M`,
+    `resize --preallocation=${mode} -f raw a.raw 2M; info a.raw`,
+    `resize --preallocation=${mode} data.qcow2 2M; check data.qcow2; map --output=json data.qcow2`,
+    `resize --preallocation=${mode} dataraw.qcow2 2M; check dataraw.qcow2`,
+    `resize --preallocation=${mode} b.qcow2 2M; check -q b.qcow2`,
+    `resize --preallocation=${mode} ext.qcow2 2M; check -q ext.qcow2`,
+    `resize --preallocation=${mode} snap.qcow2 2M; check -q snap.qcow2`,
+    `resize --preallocation=${mode} v2.qcow2 2M; check -q v2.qcow2`,
+    `resize --preallocation=${mode} empty.qcow2 2M; check -q empty.qcow2`,
+  ]),
+  ...['a', 'b', 'top', 'comp', 'v2', 'ext', 'data', 'prealloc', 'snap', 'lazy', 'refcount1', 'bitmaps'].flatMap(
+    (name) => [
+      `resize ${name}.qcow2 +1M; info ${name}.qcow2; check ${name}.qcow2`,
+      `resize --shrink ${name}.qcow2 192k; info ${name}.qcow2; check -q ${name}.qcow2`,
+    ],
+  ),
+  'snapshot -c x v2.qcow2; resize v2.qcow2 2M',
+  'amend -o size=2M snap.qcow2; amend -o compat=0.10 snap.qcow2; amend -o compat=0.10,size=1M snap.qcow2',
+  'amend -o size=512k a.qcow2; info a.qcow2; check -q a.qcow2',
 ];

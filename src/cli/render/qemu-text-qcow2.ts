@@ -35,6 +35,8 @@ export const QCOW2_TEXTS: Readonly<Record<string, TextRule>> = {
 
   // resizing and amending
   'qcow2.resize-unaligned': 'The new size must be a multiple of 512',
+  'qcow2.resize-too-large': 'Failed to grow the L1 table: File too large',
+  'qcow2.resize-preallocation-shrink': "Preallocation can't be used for shrinking an image",
   'qcow2.resize-v2-snapshots': "Can't resize a v2 image which has snapshots",
   'qcow2.amend-compat': ({ value }) => `Unknown compatibility level ${value}`,
   'qcow2.amend-data-file': 'data-file can only be set for images that use an external data file',
@@ -45,6 +47,15 @@ export const QCOW2_TEXTS: Readonly<Record<string, TextRule>> = {
   }),
   'qcow2.amend-lazy-refcounts':
     'Lazy refcounts only supported with compatibility level 1.1 and above (use compat=1.1 or greater)',
+  'qcow2.amend-refcount-bits':
+    'Refcount widths other than 16 bits require compatibility level 1.1 or above (use compat=1.1 or greater)',
+  'qcow2.amend-refcount-overflow': ({ bits, offset, value }) =>
+    `Cannot decrease refcount entry width to ${bits} bits: Cluster at offset 0x${Number(offset).toString(16)} has a refcount of ${value}`,
+  'qcow2.amend-downgrade-refcount-bits': 'compat=0.10 requires refcount_bits=16',
+  'qcow2.amend-downgrade-data-file': 'Cannot downgrade an image with a data file',
+  'qcow2.amend-downgrade-snapshots': 'Internal snapshots prevent downgrade of image',
+  'qcow2.amend-downgrade-features': ({ features }) =>
+    `Cannot downgrade an image with incompatible features 0x${features} set`,
   'qcow2.amend-not-encrypted': "Can't amend encryption options - encryption not present",
   'qcow2.amend-not-luks': 'Only LUKS encryption options can be amended',
 

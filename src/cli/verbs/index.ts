@@ -1,4 +1,4 @@
-/** The verbs there are, and those to come. Tables and commands are imported only when they are needed: start-up time counts. */
+/** The verbs there are. Tables and commands are imported only when they are needed: start-up time counts. */
 import { nearestName } from '../../base/options.ts';
 import type { OptionSpec } from '../args.ts';
 import type { Cli, Personality } from '../console.ts';
@@ -105,15 +105,17 @@ const VERBS: Readonly<Record<string, VerbEntry>> = {
     spec: async () => (await import('./recover.ts')).recover,
     command: async () => (await import('../commands/recover.ts')).runRecover,
   },
+  resize: {
+    summary: 'make the disk of an image larger or smaller',
+    spec: async () => (await import('./resize.ts')).resize,
+    command: async () => (await import('../commands/resize.ts')).runResize,
+  },
   snapshot: {
     summary: 'list, make, apply and delete snapshots inside an image',
     spec: async () => (await import('./snapshot.ts')).snapshot,
     command: async () => (await import('../commands/snapshot.ts')).runSnapshot,
   },
 };
-
-/** qemu-img's verbs that are not there yet. */
-export const FUTURE_VERBS = ['resize'] as const;
 
 export const VERB_NAMES: readonly string[] = Object.keys(VERBS);
 
@@ -126,10 +128,6 @@ export function findVerb(name: string, personality?: Personality): VerbEntry | u
 /** The verbs of the program. */
 export function verbNames(personality: Personality): readonly string[] {
   return VERB_NAMES.filter((name) => findVerb(name, personality) !== undefined);
-}
-
-export function isFutureVerb(name: string): boolean {
-  return (FUTURE_VERBS as readonly string[]).includes(name);
 }
 
 /** The verb that was perhaps meant. */

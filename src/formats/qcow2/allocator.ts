@@ -70,10 +70,26 @@ export class Allocator {
   /** Reserves `count` clusters in a row, and tells whether they are fresh: past everything that the file ever held, so that what is not
    *  written of them reads as zero. */
   async reserve(count: number): Promise<{ readonly offset: number; readonly fresh: boolean }> {
-    const { geometry, file } = this.#state;
     if (this.#waiting > REAP_LIMIT) await this.reapDurably();
+    return await this.#reserve(this.#nextFree, count);
+  }
+
+  /** Reserves `count` clusters in a row, behind everything that the file ever held: as long as they are not written, they read as zero
+   *  there. @returns the host offset of the first. */
+  async allocateFresh(count: number): Promise<number> {
+    const { geometry, file } = this.#state;
+    const nextFree = this.#nextFree;
+    const end = divCeil(Math.max(this.#highWater, file.size), geometry.clusterSize);
+    const { offset } = await this.#reserve(Math.max(nextFree, end), count);
+    // What is free before them is so still.
+    this.#nextFree = Math.min(nextFree, end);
+    return offset;
+  }
+
+  async #reserve(from: number, count: number): Promise<{ readonly offset: number; readonly fresh: boolean }> {
+    const { geometry, file } = this.#state;
     for (let reaped = false; ; ) {
-      const first = await this.#refcounts.findFree(this.#nextFree, count);
+      const first = await this.#refcounts.findFree(from, count);
       const grows = (first + count) * geometry.clusterSize > file.size;
       if (grows && !reaped && this.#waiting >= REAP_BEFORE_GROWTH) {
         reaped = true;
@@ -142,6 +158,19 @@ export class Allocator {
     await this.#free(offset, length);
   }
 
+  /** Frees what no table on disk names any more and no request can touch, and gives it back to the file below. Wrong refcounts are told. */
+  async freeNow(hostOffset: number, length: number): Promise<void> {
+    const { clusterSize } = this.#state.geometry;
+    const start = alignDown(hostOffset, clusterSize);
+    if (this.#state.file.supports.discard) {
+      await this.#discardHost(start, alignUp(hostOffset + length, clusterSize) - start).catch((error: unknown) => {
+        // A hint: its failure costs space.
+        if (!isBlockError(error)) throw error;
+      });
+    }
+    await this.#freeDropped({ hostOffset, length });
+  }
+
   /** Notes clusters that a table has just stopped referring to. */
   noteDropped(offset: number, length: number, tables: Durability, cause: DropCause): void {
     (cause === 'request' ? this.#discarded : this.#replaced).add(offset, length, tables);
@@ -191,7 +220,7 @@ export class Allocator {
   }
 
   /** Wrong refcounts must not make the image unusable for what is right: the space leaks, and the caller is told. */
-  async #freeDropped(drop: Drop): Promise<void> {
+  async #freeDropped(drop: Pick<Drop, 'hostOffset' | 'length'>): Promise<void> {
     try {
       await this.#free(drop.hostOffset, drop.length);
     } catch (error) {

@@ -15,6 +15,11 @@ import type { Qcow2State } from './image-state.ts';
 import type { amendOptions } from './options.ts';
 import type { Snapshots } from './snapshots.ts';
 
+/** How a part tells how far it is, in steps of its own. */
+export interface PartRun extends Pick<AmendRun, 'signal'> {
+  progress(done: number, total: number): void;
+}
+
 export type Qcow2AmendOptions = OptionsInput<typeof amendOptions>;
 
 /** What amending needs of the open image. */
@@ -25,6 +30,13 @@ export interface AmendHost {
   /** Writes everything back, refcounts included, and frees what was dropped. */
   settle(): Promise<void>;
   resize(virtualSize: number): Promise<void>;
+  /** @throws as `resize`, before anything changes. */
+  requireResizable(virtualSize: number, version: number): void;
+  readonly hasBitmaps: boolean;
+  /** Gives refcounts another width: 2^order bits. */
+  changeWidth(order: number, run: PartRun): Promise<void>;
+  /** Takes the zero marks out of all tables. */
+  expandZeros(run: PartRun): Promise<void>;
 }
 
 /** The options that are about keys, without their prefix. */
@@ -47,6 +59,12 @@ export async function amendQcow2(host: AmendHost, options: Qcow2AmendOptions, ru
   await new Amend(host, options, run).run();
 }
 
+type PartProgress = PartRun['progress'];
+
+function signalOf({ signal }: AmendRun): Pick<AmendRun, 'signal'> {
+  return signal === undefined ? {} : { signal };
+}
+
 class Amend {
   readonly #host: AmendHost;
   readonly #state: Qcow2State;
@@ -54,6 +72,9 @@ class Amend {
   readonly #run: AmendRun;
   readonly #version: 2 | 3;
   readonly #lazyRefcounts: boolean;
+  readonly #refcountBits: number;
+  #parts = 0;
+  #partsDone = 0;
 
   constructor(host: AmendHost, options: Qcow2AmendOptions, run: AmendRun) {
     const { header, lazyRefcounts } = host.state;
@@ -62,39 +83,49 @@ class Amend {
     this.#options = options;
     this.#run = run;
     this.#version = options.compat === undefined ? header.version : options.compat === 'v2' ? 2 : 3;
-    this.#lazyRefcounts = options.lazyRefcounts ?? lazyRefcounts;
+    this.#refcountBits = options.refcountBits ?? host.state.geometry.refcountBits;
+    const lazy = options.lazyRefcounts ?? lazyRefcounts;
+    // Version 2 has none: what was on goes off with the version.
+    this.#lazyRefcounts = lazy && (this.#version >= 3 || !lazyRefcounts);
   }
 
   async run(): Promise<void> {
     this.#requirePossible();
     const { size } = this.#options;
-    const parts: ((progress: (done: number, total: number) => void) => Promise<void>)[] = [];
-    if (this.#version > this.#state.header.version) parts.push((progress) => this.#upgrade(progress));
-    await this.#each(parts);
+    const { version, refcountOrder } = this.#state.header;
+    const order = Math.log2(this.#refcountBits);
+    this.#parts = [this.#version !== version, order !== refcountOrder].filter(Boolean).length;
+    if (this.#version > version) await this.#part((progress) => this.#upgrade(progress));
     await this.#amendKeys();
+    if (order !== refcountOrder) {
+      await this.#part((progress) => this.#host.changeWidth(order, { ...signalOf(this.#run), progress }));
+    }
     await this.#recordDataFile();
     await this.#switchLazyRefcounts();
     if (size !== undefined && size > 0) await this.#host.resize(size);
+    if (this.#version < version) await this.#part((progress) => this.#downgrade(progress));
   }
 
-  async #each(parts: readonly ((progress: (done: number, total: number) => void) => Promise<void>)[]): Promise<void> {
-    for (const [index, part] of parts.entries()) {
-      throwIfAborted(this.#run.signal);
-      await part((done, total) =>
-        this.#run.onProgress?.({
-          phase: 'amend',
-          done: index * PART + (PART * done) / total,
-          total: parts.length * PART,
-        }),
-      );
-    }
+  /** A part that takes time. */
+  async #part(act: (progress: PartProgress) => Promise<void>): Promise<void> {
+    throwIfAborted(this.#run.signal);
+    const before = this.#partsDone * PART;
+    await act((done, total) =>
+      this.#run.onProgress?.({
+        phase: 'amend',
+        done: before + (PART * done) / total,
+        total: this.#parts * PART,
+      }),
+    );
+    this.#partsDone++;
   }
 
   // ── what can be refused ──────────────────────────────────────────────────────────────────────
 
   #requirePossible(): void {
     const { header, geometry, hasDataFile, rawDataFile } = this.#state;
-    const { dataFile, dataFileRaw, backingFile, backingFmt, refcountBits = geometry.refcountBits } = this.#options;
+    const { dataFile, dataFileRaw, backingFile, backingFmt } = this.#options;
+    const refcountBits = this.#refcountBits;
     this.#requireEncryption();
     if (dataFile !== undefined && !hasDataFile) {
       throw this.#fault('OPTION', 'data-file', 'a data file can only be named for images that have one', { dataFile });
@@ -109,8 +140,10 @@ class Amend {
         { reason: 'qcow2.refcount-bits', details: { value: refcountBits } },
       );
     }
-    if (refcountBits !== geometry.refcountBits) {
-      throw this.#fault('UNSUPPORTED', 'refcount-bits', 'the width of refcounts cannot be changed yet', {});
+    if (refcountBits !== geometry.refcountBits && refcountBits !== 16 && this.#version < 3) {
+      throw this.#fault('OPTION', 'refcount-bits', 'refcounts of other than 16 bits need version 3 (compat=1.1)', {
+        value: refcountBits,
+      });
     }
     const other = backingFile !== header.backingFile || backingFmt !== header.backingFormat;
     if ((backingFile !== undefined || backingFmt !== undefined) && other) {
@@ -119,8 +152,43 @@ class Amend {
     if (this.#lazyRefcounts && !this.#state.lazyRefcounts && this.#version < 3) {
       throw this.#fault('OPTION', 'lazy-refcounts', 'lazy_refcounts needs version 3 (compat=1.1)', {});
     }
-    if (this.#version < header.version) {
-      throw this.#fault('UNSUPPORTED', 'downgrade', 'version 3 cannot be made version 2 yet', {});
+    const { size } = this.#options;
+    if (size !== undefined && size > 0) this.#host.requireResizable(size, Math.max(header.version, this.#version));
+    if (this.#version < header.version) this.#requireDowngrade();
+  }
+
+  /** What version 2 cannot have. */
+  #requireDowngrade(): void {
+    const { header, hasDataFile } = this.#state;
+    const { size } = this.#options;
+    const virtualSize = size === undefined || size === 0 ? header.virtualSize : size;
+    if (this.#refcountBits !== 16) {
+      throw this.#fault('UNSUPPORTED', 'downgrade-refcount-bits', 'version 2 has refcounts of 16 bits only', {
+        value: this.#refcountBits,
+      });
+    }
+    if (hasDataFile) throw this.#fault('UNSUPPORTED', 'downgrade-data-file', 'version 2 has no external data file', {});
+    const odd = this.#host.snapshots.table.entries.find(
+      ({ diskSize, vmStateSize }) => diskSize !== virtualSize || vmStateSize > 0xffff_ffff,
+    );
+    if (odd !== undefined) {
+      throw this.#fault('UNSUPPORTED', 'downgrade-snapshots', `version 2 cannot describe snapshot ${odd.id}`, {
+        id: odd.id,
+        diskSize: odd.diskSize,
+        vmStateSize: odd.vmStateSize,
+      });
+    }
+    const features = header.incompatible & ~INCOMPATIBLE.dirty;
+    if (features !== 0n) {
+      throw this.#fault(
+        'UNSUPPORTED',
+        'downgrade-features',
+        `version 2 has none of the incompatible features 0x${features.toString(16)}`,
+        { features: features.toString(16) },
+      );
+    }
+    if (this.#host.hasBitmaps) {
+      throw this.#fault('UNSUPPORTED', 'downgrade-bitmaps', 'version 2 has no bitmaps; remove them first', {});
     }
   }
 
@@ -145,7 +213,7 @@ class Amend {
   // ── the parts ────────────────────────────────────────────────────────────────────────────────
 
   /** Snapshots first: version 3 demands of them what version 2 may have as well. */
-  async #upgrade(progress: (done: number, total: number) => void): Promise<void> {
+  async #upgrade(progress: PartProgress): Promise<void> {
     progress(0, 2);
     await this.#host.snapshots.completeTable(this.#run);
     progress(1, 2);
@@ -158,6 +226,23 @@ class Amend {
     if (asked.state === undefined) return;
     const { force, signal } = this.#run;
     await this.#host.encryption?.amendKeys(asked, { force, signal });
+  }
+
+  /** Everything that only version 3 has is gone before the header says version 2. */
+  async #downgrade(progress: PartProgress): Promise<void> {
+    await this.#host.expandZeros({ ...signalOf(this.#run), progress });
+    progress(1, 1);
+    const { header } = this.#state;
+    await switchHeader(this.#state, {
+      ...header,
+      version: 2,
+      incompatible: 0n,
+      compatible: 0n,
+      autoclear: 0n,
+      unknownTail: new Uint8Array(0),
+      bitmaps: undefined,
+      staleBitmaps: false,
+    });
   }
 
   async #recordDataFile(): Promise<void> {

@@ -4,13 +4,14 @@
  *  Order: what the new header refers to outside the first sector goes to bytes that the old one does not refer to, flush; the first sector,
  *  flush; then the bytes that nothing refers to any more are cleared. Where both want the same bytes, names step aside first, each step made
  *  in that order. Where even that does not help (extensions that cross the first sector and change there), it is one write of the whole
- *  cluster, as everywhere in this room. */
+ *  cluster, as everywhere in this room.
+ *  Where fixed fields alone change, nothing else is written: a switch, after which everything means something else at once. */
 import type { Pending } from '../../base/async.ts';
 import { alignUp } from '../../bytes/align.ts';
 import type { ByteStore } from '../../core/store.ts';
 import { extensionsEnd } from './extensions.ts';
 import { encodeHeader, type Qcow2Header } from './header.ts';
-import { HEADER_V3_AT, HeaderV2, HeaderV3 } from './header-fields.ts';
+import { ENCRYPTION_METHODS, HEADER_V3_AT, HeaderV2, HeaderV3, QCOW2_MAGIC } from './header-fields.ts';
 
 const SECTOR = 512;
 
@@ -109,4 +110,51 @@ async function step(state: HeaderHolder, from: FirstCluster, to: FirstCluster): 
   }
   await file.write(0, to.bytes.subarray(0, Math.min(SECTOR, to.bytes.length)));
   await state.flushFile();
+}
+
+/** Changes fixed fields of the header, from the virtual size on, in one write within the first sector.
+ *  @param onSwitched called when the header in memory has become the new one
+ *  @throws {@link UnknownState}; what the file throws: then the header is what it was. */
+export async function switchFields(state: HeaderHolder, next: Qcow2Header, onSwitched?: () => void): Promise<void> {
+  const { file } = state;
+  const old = fixedFields(state.header);
+  const fresh = fixedFields(next);
+  const start = HeaderV2.fields.size[0];
+  let end = old.length;
+  while (end > HeaderV2.size && old[end - 1] === fresh[end - 1]) end--;
+  const put = async (bytes: Uint8Array): Promise<void> => {
+    await file.write(start, bytes.subarray(start, end));
+    await state.flushFile();
+  };
+  try {
+    await put(fresh);
+  } catch (error) {
+    // It may have reached the disk all the same. Both images are right, but we must know which one is there.
+    try {
+      await put(old);
+    } catch {
+      throw new UnknownState(error);
+    }
+    throw error;
+  }
+  state.header = next;
+  onSwitched?.();
+}
+
+/** The header could neither be switched nor put back: nobody knows which of the two images the file holds. */
+export class UnknownState extends Error {
+  constructor(cause: unknown) {
+    super('the header is in an unknown state', { cause });
+  }
+}
+
+/** The header without what changes with its extensions: only good for comparing. */
+function fixedFields(header: Qcow2Header): Uint8Array {
+  const notSwitched = { magic: QCOW2_MAGIC, backingFileOffset: 0, backingFileSize: 0 };
+  const cryptMethod = ENCRYPTION_METHODS.indexOf(header.encryption);
+  const fixed = new Uint8Array(HEADER_V3_AT + HeaderV3.size);
+  HeaderV2.encode({ ...header, ...notSwitched, size: header.virtualSize, cryptMethod }, fixed);
+  const notHere = { headerLength: 0, compressionType: 0, padding: undefined };
+  if (header.version >= 3) HeaderV3.encode({ ...header, ...notHere }, fixed, HEADER_V3_AT);
+  return fixed;
 }

@@ -43,7 +43,7 @@ export class Qcow2State {
   /** Where guest data lies: the external data file, or `file`. */
   readonly data: BlockNode;
   readonly hasDataFile: boolean;
-  readonly geometry: Geometry;
+  geometry: Geometry;
   readonly readOnly: boolean;
   readonly unsafe: boolean;
   /** Refcounts need not be right on disk until close: the dirty bit says so. */
@@ -173,6 +173,11 @@ export class Qcow2State {
     await old.quiesce();
     old.retire();
     this.caches = { ...this.caches, l1: this.#newCaches().l1 };
+  }
+
+  /** The header has another geometry. The caches are the caller's to reset. */
+  remeasure(): void {
+    this.geometry = headerGeometry(this.header);
   }
 
   /** After tables moved or were rewritten behind the caches. Everything must have been written back before. */

@@ -25,7 +25,7 @@ import type { RunList } from '../../core/run.ts';
 import type { IoOptions, Preallocation, ZeroOptions } from '../../core/store.ts';
 import type { TableCache } from '../../core/table-cache.ts';
 import { Allocator } from './allocator.ts';
-import { amendQcow2, type Qcow2AmendOptions } from './amend.ts';
+import { amendQcow2, type PartRun, type Qcow2AmendOptions } from './amend.ts';
 import type { Bitmaps } from './bitmaps.ts';
 import { changeBacking } from './change-backing.ts';
 import { Qcow2Checker } from './checker.ts';
@@ -33,20 +33,24 @@ import { ClusterMap } from './cluster-map.ts';
 import { ClusterWrite } from './cluster-write.ts';
 import { CompressedClusters } from './compressed.ts';
 import { Discard } from './discard.ts';
+import { canBeReset, resetImage } from './empty.ts';
 import { compressedInEncrypted, type Encryption, needsKey } from './encryption.ts';
 import { INCOMPATIBLE } from './features.ts';
 import { l1EntriesFor, vmStateOffset } from './geometry.ts';
+import { UnknownState } from './header-switch.ts';
 import type { Qcow2State } from './image-state.ts';
 import { describeImage } from './info.ts';
 import { L2Tables } from './l2-tables.ts';
 import { LUKS_HEADER, MetadataMap, type SnapshotPlaces } from './metadata-map.ts';
 import type { RuntimeSettings } from './options.ts';
 import { PreallocatedMetadata } from './preallocation.ts';
+import { changeRefcountWidth } from './refcount-width.ts';
 import { Refcounts } from './refcounts.ts';
 import { Resize } from './resize.ts';
 import { placesOf } from './snapshot-entries.ts';
 import { readSnapshotTable, type SnapshotTable } from './snapshot-table.ts';
 import { Snapshots } from './snapshots.ts';
+import { expandZeros } from './zero-expansion.ts';
 
 export interface Qcow2NodeOptions {
   readonly state: Qcow2State;
@@ -78,12 +82,12 @@ export class Qcow2Node implements FormatNode {
   readonly #options: Qcow2NodeOptions;
   readonly #map: ClusterMap;
   readonly #allocator: Allocator;
+  readonly #refcounts: Refcounts;
   readonly #write: ClusterWrite;
   readonly #discard: Discard;
   readonly #compressed: CompressedClusters;
   readonly #resize: Resize;
   readonly #metadata: MetadataMap;
-  readonly #refcounts: Refcounts;
   readonly #preallocation: PreallocatedMetadata;
   readonly #snapshots: Snapshots;
 
@@ -114,7 +118,18 @@ export class Qcow2Node implements FormatNode {
       check: (offset, length) => metadata.check(offset, length),
     });
     this.#compressed = new CompressedClusters(state, tables, this.#allocator, options.codecs);
-    this.#resize = new Resize(state, this.#allocator, this.#write, this.#discard, backing?.size ?? 0);
+    this.#resize = new Resize({
+      state,
+      allocator: this.#allocator,
+      refcounts,
+      metadata,
+      tables,
+      write: this.#write,
+      discard: this.#discard,
+      backingSize: backing?.size ?? 0,
+      transform: () => this.transform,
+      settle: () => this.#settle(),
+    });
     this.#metadata = metadata;
     this.#snapshots = new Snapshots(
       {
@@ -236,12 +251,37 @@ export class Qcow2Node implements FormatNode {
   async resize(virtualSize: number, preallocation: Preallocation | 'metadata'): Promise<void> {
     const { bitmaps } = this.#options;
     await bitmaps.requireResizable(virtualSize);
-    await this.#resize.grow(virtualSize, preallocation);
+    await this.#resize.resize(virtualSize, preallocation);
     bitmaps.resize(virtualSize);
   }
 
   changeBacking(backing: BackingRecord | undefined): Promise<void> {
     return changeBacking(this.#state, backing);
+  }
+
+  /** Where the image can be reset as a whole; else the engine drops cluster by cluster. */
+  get makeEmpty(): (() => Promise<void>) | undefined {
+    return canBeReset(this.#state, this.#options.bitmaps.any) ? () => this.#reset() : undefined;
+  }
+
+  async #reset(): Promise<void> {
+    await this.#settle();
+    try {
+      await this.#state.metadata.run(() => this.#orCondemn(resetImage(this.#state)));
+    } finally {
+      await this.#moved(placesOf(this.#snapshots.table));
+    }
+  }
+
+  /** @throws the reason why nobody knows which of two headers the file has, once no further request is served. */
+  async #orCondemn(change: Promise<void>): Promise<void> {
+    try {
+      await change;
+    } catch (error) {
+      if (!(error instanceof UnknownState)) throw error;
+      this.#state.engine?.condemn(error);
+      throw error.cause;
+    }
   }
 
   async amend(options: Qcow2AmendOptions, run: AmendRun): Promise<void> {
@@ -250,15 +290,47 @@ export class Qcow2Node implements FormatNode {
         state: this.#state,
         snapshots: this.#snapshots,
         encryption: this.#options.encryption,
-        settle: async () => {
-          await this.#flush();
-          await this.#writeTables(true);
-        },
-        resize: (virtualSize) => this.#resize.grow(virtualSize, 'off'),
+        settle: () => this.#settle(),
+        resize: (virtualSize) => this.resize(virtualSize, 'off'),
+        requireResizable: (virtualSize, version) => this.#resize.requirePossible(virtualSize, 'off', version),
+        hasBitmaps: this.#options.bitmaps.any,
+        changeWidth: (order, width) => this.#changeWidth(order, width),
+        expandZeros: (part) => this.#expandZeros(part),
       },
       options,
       run,
     );
+  }
+
+  /** Everything durable, refcounts included, and nothing left to be freed. */
+  async #settle(): Promise<void> {
+    await this.#flush();
+    await this.#writeTables(true);
+  }
+
+  async #changeWidth(order: number, run: PartRun): Promise<void> {
+    await this.#settle();
+    const parts = { state: this.#state, allocator: this.#allocator, refcounts: this.#refcounts };
+    await this.#state.metadata.run(() => this.#orCondemn(changeRefcountWidth(parts, order, run)));
+    this.#state.remeasure();
+    await this.#moved(placesOf(this.#snapshots.table));
+    this.#refcounts.remeasure();
+  }
+
+  async #expandZeros(run: PartRun): Promise<void> {
+    await this.#flush();
+    const { table } = this.#snapshots;
+    const host = {
+      state: this.#state,
+      allocator: this.#allocator,
+      refcounts: this.#refcounts,
+      hasBacking: this.#options.backing !== undefined,
+      checkData: (hostOffset: number, length: number) => this.#metadata.check(hostOffset, length),
+      transform: this.transform,
+    };
+    await this.#state.metadata.run(() => expandZeros(host, table.entries, run));
+    await this.#writeTables(true);
+    await this.#moved(placesOf(table));
   }
 
   info(): MaybePromise<FormatInfo> {
@@ -321,6 +393,13 @@ export class Qcow2Node implements FormatNode {
     } finally {
       for (const cache of Object.values(this.#state.caches) as TableCache[]) cache.stop();
       await this.#options.encryption?.wipe();
+    }
+  }
+
+  async forget(): Promise<void> {
+    for (const cache of Object.values(this.#state.caches) as TableCache[]) {
+      await cache.quiesce();
+      cache.forgetAll();
     }
   }
 

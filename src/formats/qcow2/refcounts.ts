@@ -21,15 +21,20 @@ type Guard = (offset: number, length: number) => Promise<void>;
 
 export class Refcounts {
   readonly #state: Qcow2State;
-  readonly #slice: number;
-  readonly #perSlice: number;
-  readonly #perBlock: number;
-  readonly #order: number;
+  #slice = 0;
+  #perSlice = 0;
+  #perBlock = 0;
+  #order = 0;
 
   constructor(state: Qcow2State) {
     this.#state = state;
-    const { geometry } = state;
-    this.#slice = state.caches.refcountBlocks.tableSize;
+    this.remeasure();
+  }
+
+  /** The refcounts have another width. */
+  remeasure(): void {
+    const { geometry, caches } = this.#state;
+    this.#slice = caches.refcountBlocks.tableSize;
     this.#order = geometry.refcountOrder;
     this.#perSlice = (this.#slice * 8) / geometry.refcountBits;
     this.#perBlock = geometry.refcountBlockEntries;
@@ -321,6 +326,71 @@ export class Refcounts {
     }
     const end = refcount === 0 ? clusters : at;
     if (end > first) yield { first, count: end - first, refcount };
+  }
+
+  /** One more than the last cluster in use; 0 where none is. */
+  async end(): Promise<number> {
+    for (let index = this.#tableEntries - 1; index >= 0; index--) {
+      const block = await this.blockOffset(index);
+      if (block === 0) continue;
+      for (let slice = this.#perBlock / this.#perSlice - 1; slice >= 0; slice--) {
+        const first = index * this.#perBlock + slice * this.#perSlice;
+        const table = await this.#loadSlice(block, first);
+        if (table === undefined) continue;
+        for (let i = this.#perSlice - 1; i >= 0; i--) {
+          if (getRefcount(table.view, i, this.#order) !== 0) return first + i + 1;
+        }
+      }
+    }
+    return 0;
+  }
+
+  /** Gives up the blocks that count nothing, or themselves only.
+   *  Order: table entries → durable → refcounts of the blocks; a cut leaks them.
+   *  @returns their host offsets. */
+  async dropUnused(): Promise<readonly number[]> {
+    const { header, caches, geometry } = this.#state;
+    const dropped: number[] = [];
+    const elsewhere: number[] = [];
+    for (let index = 0; index < this.#tableEntries; index++) {
+      const block = await this.blockOffset(index);
+      if (block === 0) continue;
+      const own = block / geometry.clusterSize;
+      const countsItself = divFloor(own, this.#perBlock) === index;
+      if (await this.#countsOther(block, index, countsItself ? own : -1)) continue;
+      const entryAt = header.refcountTableOffset + index * TABLE_ENTRY_BYTES;
+      const tableAt = alignDown(entryAt, caches.refcountTable.tableSize);
+      const leased = caches.refcountTable.lease(tableAt);
+      const lease = isPromise(leased) ? await leased : leased;
+      setU64(lease.table.view, entryAt - tableAt, 0);
+      lease.markDirty(entryAt - tableAt, entryAt - tableAt + TABLE_ENTRY_BYTES);
+      lease.release();
+      dropped.push(block);
+      if (!countsItself) elsewhere.push(own);
+    }
+    if (dropped.length === 0) return dropped;
+    await caches.refcountBlocks.makeDurable(caches.refcountBlocks.generation);
+    await caches.refcountTable.makeDurable(caches.refcountTable.generation);
+    await caches.refcountBlocks.quiesce();
+    for (const block of dropped) {
+      for (let at = 0; at < geometry.clusterSize; at += this.#slice) caches.refcountBlocks.forget(block + at);
+    }
+    // One that was counted by another one that is gone as well is free already.
+    for (const own of elsewhere) {
+      if ((await this.blockOffset(divFloor(own, this.#perBlock))) !== 0) await this.add(own, 1, -1);
+    }
+    return dropped;
+  }
+
+  async #countsOther(block: number, index: number, own: number): Promise<boolean> {
+    for (let first = index * this.#perBlock; first < (index + 1) * this.#perBlock; first += this.#perSlice) {
+      const table = await this.#loadSlice(block, first);
+      if (table === undefined) continue;
+      for (let i = 0; i < this.#perSlice; i++) {
+        if (first + i !== own && getRefcount(table.view, i, this.#order) !== 0) return true;
+      }
+    }
+    return false;
   }
 
   /** Every refcount block in use: host offsets, in table order. */

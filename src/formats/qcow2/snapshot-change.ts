@@ -11,13 +11,10 @@ import type { Allocator } from './allocator.ts';
 import { entryOffset, hasOffset } from './entries.ts';
 import { TABLE_ENTRY_BYTES } from './geometry.ts';
 import type { Qcow2Header } from './header.ts';
-import { ENCRYPTION_METHODS, HeaderV2, QCOW2_MAGIC } from './header-fields.ts';
+import { switchFields } from './header-switch.ts';
 import type { Qcow2State } from './image-state.ts';
 import type { Refcounts } from './refcounts.ts';
 import { NextRefcounts } from './snapshot-refcounts.ts';
-
-/** The header fields that switch: neighbours, in the header's first sector. */
-const SWITCH_AT = HeaderV2.fields.size[0];
 
 /** What the switch changes. */
 export type SwitchedFields = Partial<
@@ -148,8 +145,7 @@ export class TableChange {
     await this.refcounts.writeBlocks();
     await file.write(place.offset, new Uint8Array(view.buffer));
     await state.flushFile();
-    await this.#switch({ ...header, ...fields, refcountTableOffset: place.offset });
-    onSwitched();
+    await switchFields(state, { ...header, ...fields, refcountTableOffset: place.offset }, onSwitched);
   }
 
   async #freeUntaken({ offset, length }: Place, taken: number): Promise<void> {
@@ -157,38 +153,10 @@ export class TableChange {
     await this.free(offset + used, length - used);
   }
 
-  async #switch(header: Qcow2Header): Promise<void> {
-    const { state } = this.#parts;
-    const { file } = state;
-    const old = switchBytes(state.header);
-    const fresh = switchBytes(header);
-    try {
-      await file.write(SWITCH_AT, fresh);
-      await state.flushFile();
-    } catch (error) {
-      // It may have reached the disk all the same. Both images are right, but we must know which one is there.
-      try {
-        await file.write(SWITCH_AT, old);
-        await state.flushFile();
-      } catch {
-        throw new UnknownState(error);
-      }
-      throw error;
-    }
-    state.header = header;
-  }
-
   /** Gives everything back after a failure. Never after the switch. */
   async abort(): Promise<void> {
     const { offset, length } = this.#space;
     await this.#parts.allocator.release(offset, length);
-  }
-}
-
-/** The header could neither be switched nor put back: nobody knows which of the two images the file holds. */
-export class UnknownState extends Error {
-  constructor(cause: unknown) {
-    super('the header is in an unknown state', { cause });
   }
 }
 
@@ -211,11 +179,4 @@ export function countL2Tables(l1: DataView): number {
 export function l2OffsetAt(l1: DataView, index: number): number {
   const at = index * TABLE_ENTRY_BYTES;
   return at < l1.byteLength ? entryOffset(l1.getUint32(at), l1.getUint32(at + 4)) : 0;
-}
-
-/** The bytes of the header from the virtual size to the snapshot table, as `header` has them. */
-function switchBytes(header: Qcow2Header): Uint8Array {
-  const notSwitched = { magic: QCOW2_MAGIC, backingFileOffset: 0, backingFileSize: 0 };
-  const cryptMethod = ENCRYPTION_METHODS.indexOf(header.encryption);
-  return HeaderV2.encode({ ...header, ...notSwitched, size: header.virtualSize, cryptMethod }).subarray(SWITCH_AT);
 }

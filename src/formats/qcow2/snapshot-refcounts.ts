@@ -85,7 +85,7 @@ export class NextRefcounts {
     for (let cluster = first, at = (first - base) * 2; cluster < end; cluster++, at += 2) {
       const old = view.getUint16(at);
       const value = old + delta;
-      if (old === 0 || value > 0xffff) throw this.#outOfRange(cluster, old, delta);
+      if (old === 0 || value < 0 || value > 0xffff) throw this.#outOfRange(cluster, old, delta);
       view.setUint16(at, value);
       if (value === 0) this.#noteFreed(cluster);
     }

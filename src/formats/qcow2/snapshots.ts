@@ -9,6 +9,7 @@ import type { ByteStore } from '../../core/store.ts';
 import { setL1Entry } from './entries.ts';
 import { type Geometry, l1EntriesFor, MAX_SNAPSHOTS, TABLE_ENTRY_BYTES, vmStateOffset } from './geometry.ts';
 import { hasDataFile } from './header.ts';
+import { UnknownState } from './header-switch.ts';
 import { hexOf, type Qcow2State } from './image-state.ts';
 import { describeSnapshot } from './info.ts';
 import type { SnapshotPlaces } from './metadata-map.ts';
@@ -19,7 +20,6 @@ import {
   l2OffsetAt,
   type SwitchedFields,
   TableChange,
-  UnknownState,
 } from './snapshot-change.ts';
 import { nextId, placesOf, requireDiskSize, requireSnapshot, requireSnapshotL1 } from './snapshot-entries.ts';
 import {

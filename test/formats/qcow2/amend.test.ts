@@ -101,6 +101,12 @@ describe('amending', () => {
     ['a backing file', {}, { backingFile: 'x', backingFmt: 'raw' }, 'qcow2.amend-backing'],
     ['refcounts of three bits', {}, { refcountBits: 3 }, 'qcow2.refcount-bits'],
     ['lazy refcounts of version 2', { compat: 'v2' }, { lazyRefcounts: true }, 'qcow2.amend-lazy-refcounts'],
+    ['refcounts of 8 bits in version 2', { compat: 'v2' }, { refcountBits: 8 }, 'qcow2.amend-refcount-bits'],
+    ['8 bits and version 2', {}, { refcountBits: 8, compat: 'v2' }, 'qcow2.amend-refcount-bits'],
+    ['version 2 of 8 bits', { refcountBits: 8 }, { compat: 'v2' }, 'qcow2.amend-downgrade-refcount-bits'],
+    ['version 2 with a data file', { dataFile: 'd' }, { compat: 'v2' }, 'qcow2.amend-downgrade-data-file'],
+    ['version 2 with subclusters', { extendedL2: true }, { compat: 'v2' }, 'qcow2.amend-downgrade-features'],
+    ['version 2 with zstd', { compressionType: 'zstd' }, { compat: 'v2' }, 'qcow2.amend-downgrade-features'],
     ['keys where there are none', {}, { encryptKeyslot: 1 }, 'qcow2.amend-not-encrypted'],
     ['what cannot be one part of it', {}, { size: 4096 * KiB, dataFile: 'x' }, 'qcow2.amend-data-file'],
   ];
@@ -120,6 +126,61 @@ describe('amending', () => {
       code: 'UNSUPPORTED',
       reason: 'engine.amend',
     });
+  });
+
+  it('refuses what snapshots do not allow, and changes nothing', async () => {
+    const files = await disk();
+    await using image = await opened(files);
+    await image.createSnapshot({ name: 's', date: new Date(0) });
+    await image.flush();
+    const before = files.bytes('a').slice();
+    await expect(image.amend({ refcountBits: 1 })).rejects.toMatchObject({
+      reason: 'qcow2.amend-refcount-overflow',
+      details: { value: 2, bits: 1 },
+    });
+    await expect(image.amend({ size: 4096 * KiB, compat: 'v2' })).rejects.toMatchObject({
+      reason: 'qcow2.amend-downgrade-snapshots',
+    });
+    expect(files.bytes('a')).toEqual(before);
+  });
+
+  it('changes the width of refcounts and the version while requests run', async () => {
+    const files = await disk();
+    await using image = await opened(files);
+    const seen: number[] = [];
+    for (const [i, changes] of [
+      { refcountBits: 64 },
+      { refcountBits: 1 },
+      { refcountBits: 16, compat: 'v2' },
+      { compat: 'v3', refcountBits: 4 },
+    ].entries()) {
+      const writing = image.write((300 + 64 * i) * KiB, new Uint8Array(90 * KiB).fill(7));
+      const amending = image.amend(changes, { onProgress: ({ done, total }) => seen.push(done / total) });
+      const zeroing = image.writeZeroes((1400 + 64 * i) * KiB, 64 * KiB);
+      await Promise.all([writing, amending, zeroing]);
+      expect(seen.toSorted((a, b) => a - b)).toEqual(seen);
+      expect(seen.at(-1)).toBe(1);
+      seen.length = 0;
+    }
+    await image.close();
+    await expectSound(files);
+    expect(await header(files)).toMatchObject({ version: 3, refcountOrder: 2 });
+  });
+
+  it('stops between its steps when it is interrupted, and the image goes on', async () => {
+    const files = await disk();
+    const controller = new AbortController();
+    await using image = await opened(files);
+    const amending = image.amend(
+      { refcountBits: 64, compat: 'v3' },
+      { signal: controller.signal, onProgress: () => controller.abort() },
+    );
+    await expect(
+      amending.then(() => image.amend({ refcountBits: 32 }, { signal: controller.signal })),
+    ).rejects.toMatchObject({ code: 'ABORTED' });
+    await image.write(500 * KiB, new Uint8Array(KiB).fill(1));
+    await image.close();
+    await expectSound(files);
   });
 
   it('does nothing once it is interrupted', async () => {
