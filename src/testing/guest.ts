@@ -195,10 +195,13 @@ export class Guest {
     const { cellSize, cells } = this.history;
     const size = cells * cellSize;
     const end = (first + count) * cellSize;
-    const innerStart = alignUp(first * cellSize, this.#unit);
-    const innerEnd = end === size ? end : alignDown(end, this.#unit);
+    const unit = this.#opened.node.format?.discardUnit ?? this.#unit;
+    const innerStart = alignUp(first * cellSize, unit);
+    const innerEnd = end === size ? end : alignDown(end, unit);
     const inner = Math.max(0, innerEnd - innerStart) / cellSize;
-    const certain = this.#options.discard !== 'hint';
+    // Of a part of a unit it depends on what is there.
+    const isWhole = innerStart % this.#unit === 0 && (innerEnd === size || innerEnd % this.#unit === 0);
+    const certain = this.#options.discard !== 'hint' && isWhole;
     await this.#change(
       innerStart / cellSize,
       inner,

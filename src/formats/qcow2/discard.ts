@@ -72,7 +72,7 @@ export class Discard {
       });
       // Zeros and not a discard: until the mark is durable, a crash shows what is there.
       const { data } = this.#state;
-      if (data.supports.writeZeroes === 'fast') {
+      if (given.length > 0 && data.supports.writeZeroes === 'fast') {
         await this.#giveBack(given, (host, bytes) => data.writeZeroes(host, bytes, { unmap: true }));
       }
       at = stop;
@@ -123,7 +123,7 @@ export class Discard {
       await this.#inSlice(at, hasBacking && reveal === 'zero', (place) => {
         this.#dropSlice(place, at, stop, reveal, given);
       });
-      await this.#giveBack(given, (host, bytes) => this.#state.data.discard(host, bytes));
+      if (given.length > 0) await this.#giveBack(given, (host, bytes) => this.#state.data.discard(host, bytes));
       at = stop;
     }
     return 'done';
