@@ -244,9 +244,9 @@ export function abort(): void {
   raise('SIGABRT');
 }
 
-/** The signal finds no handler: the program ends on the spot, if that is what the signal does. */
+/** The signal finds no handler: the program ends on the spot, if that is what the signal does. USR1 is ignored, as QEMU does. */
 function raise(signal: number | NodeJS.Signals): void {
-  for (const name of ['SIGINT', 'SIGTERM', 'SIGHUP', 'SIGUSR1'] as const) process.removeAllListeners(name);
+  for (const name of ['SIGINT', 'SIGTERM', 'SIGHUP'] as const) process.removeAllListeners(name);
   try {
     process.kill(process.pid, signal);
   } catch (error) {

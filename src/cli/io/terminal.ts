@@ -27,14 +27,22 @@ export async function* standardInput(signal: AbortSignal): AsyncGenerator<Uint8A
 /** A user at a terminal. */
 export class Terminal {
   readonly #prompt: string;
+  readonly #output: NodeJS.WritableStream;
   readonly #lines: Interface;
   #isAsking = false;
 
-  constructor(prompt: string) {
-    this.#prompt = prompt;
-    this.#lines = createInterface({
+  /** @param streams those of this process when not given. */
+  constructor(
+    prompt: string,
+    streams: { readonly input: NodeJS.ReadableStream; readonly output: NodeJS.WritableStream } = {
       input: process.stdin,
       output: process.stdout,
+    },
+  ) {
+    this.#prompt = prompt;
+    this.#output = streams.output;
+    this.#lines = createInterface({
+      ...streams,
       prompt,
       terminal: true,
       completer: (line: string) => complete(line),
@@ -48,8 +56,8 @@ export class Terminal {
   /** Moves the line that is being typed below what is printed. */
   readonly aside: Aside = async (write) => {
     if (this.#isAsking) {
-      cursorTo(process.stdout, 0);
-      clearLine(process.stdout, 0);
+      cursorTo(this.#output, 0);
+      clearLine(this.#output, 0);
     }
     await write();
     if (this.#isAsking) this.#lines.prompt(true);

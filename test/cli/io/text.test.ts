@@ -128,7 +128,7 @@ describe('completion', () => {
     ['open -t w', ['writeback ', 'writethrough '], 'w'],
     ['open -nt un', ['unsafe '], 'un'],
     ['truncate -m f', ['falloc ', 'full '], 'f'],
-    ['open test/cli/io/te', ['test/cli/io/text.test.ts'], 'test/cli/io/te'],
+    ['open test/cli/io/tex', ['test/cli/io/text.test.ts'], 'test/cli/io/tex'],
     ['open test/cl', ['test/cli/'], 'test/cl'],
     ['read -P ', [], ''],
     ['nothing ', [], ''],
