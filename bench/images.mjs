@@ -34,6 +34,8 @@ export function prepareImages(directory, say) {
     compressed: path('half-full-compressed.qcow2'),
     luks: path('half-full.luks'),
     luksEmpty: path('empty.luks'),
+    encrypted: path('half-full-encrypted.qcow2'),
+    encryptedEmpty: path('empty-encrypted.qcow2'),
     giant: path('giant.qcow2'),
     giantSnapshot: path('giant-snapshot.qcow2'),
     giantRefcounts: path('giant-refcounts.qcow2'),
@@ -46,6 +48,10 @@ export function prepareImages(directory, say) {
     qemuImgWithKey('convert', '-f', 'raw', '-O', 'luks', '-o', LUKS_OPTIONS, images.raw, file);
   });
   make(images.luksEmpty, say, (file) => qemuImgWithKey('create', '-f', 'luks', '-o', LUKS_OPTIONS, file, '1G'));
+  make(images.encrypted, say, (file) => {
+    qemuImgWithKey('convert', '-f', 'raw', '-O', 'qcow2', '-o', QCOW2_OPTIONS, images.raw, file);
+  });
+  make(images.encryptedEmpty, say, (file) => qemuImgWithKey('create', '-f', 'qcow2', '-o', QCOW2_OPTIONS, file, '1G'));
   make(images.giant, say, makeGiant);
   make(images.giantSnapshot, say, (file) => {
     copySparse(images.giant, file);
@@ -104,6 +110,7 @@ function qemuImg(...args) {
 export const KEY = ['--object', 'secret,id=key,data=bench'];
 /** A key that is found at once: what is measured is the disk. */
 const LUKS_OPTIONS = 'key-secret=key,iter-time=10';
+const QCOW2_OPTIONS = 'encrypt.format=luks,encrypt.key-secret=key,encrypt.iter-time=10';
 
 /** Without the instructions for SHA, nettle is slow enough for QEMU 7.2 to measure it: a clock tick without any CPU time is an error there. */
 function qemuImgWithKey(verb, ...args) {

@@ -54,6 +54,14 @@ const JOBS = [
   conversion('qcow2-raw', 'qcow2 → raw', 0.85, images.qcow2, ['-f', 'qcow2', '-O', 'raw']),
   decryption('luks-read', 'luks (AES-256-XTS) → raw', 1.5, luksOptions(images.luks)),
   encryption('luks-write', 'raw → luks (AES-256-XTS) that is there', 1.5, images.luksEmpty, luksOptions),
+  decryption('encrypted-read', 'encrypted qcow2 (AES-256-XTS) → raw', 1.5, encryptedOptions(images.encrypted)),
+  encryption(
+    'encrypted-write',
+    'raw → encrypted qcow2 (AES-256-XTS) that is there',
+    1.5,
+    images.encryptedEmpty,
+    encryptedOptions,
+  ),
   question('map', 'map of 1 TiB, 1 million clusters', 0.5, ['map', '-f', 'qcow2', '--output=json', images.giant]),
   question('check', 'check of 1 TiB, 1 million clusters', 0.8, ['check', '-f', 'qcow2', images.giant]),
   change('snapshot-create', 'snapshot made of 1 million clusters', 1, images.giant, ['snapshot', '-c', 'new']),
@@ -89,6 +97,10 @@ function conversion(name, title, wanted, source, flags) {
 /** How both programs are told to open an image with the key. */
 function luksOptions(file) {
   return `driver=luks,key-secret=key,file.driver=file,file.filename=${file.replaceAll(',', ',,')}`;
+}
+
+function encryptedOptions(file) {
+  return `driver=qcow2,encrypt.format=luks,encrypt.key-secret=key,file.driver=file,file.filename=${file.replaceAll(',', ',,')}`;
 }
 
 /** An encrypted image of the disk, to raw. */

@@ -12,12 +12,15 @@ const UNIT = 512;
 const UNITS = 8192;
 
 /** A disk whose clusters all lie one after the other; every table is in memory. */
-async function warmDisk(): Promise<{ node: BitmapNode; disk: MappedNode; store: MemoryStore }> {
+async function warmDisk(
+  transform?: 'guest' | 'host',
+): Promise<{ node: BitmapNode; disk: MappedNode; store: MemoryStore }> {
   const store = MemoryStore.from(createBitmapImage(UNITS * UNIT, { unit: UNIT, spare: 110 }));
   const node = await BitmapNode.open(store, {
     budget: new CacheBudget(2 ** 24),
     tableSize: 4096,
     countsTableSize: 4096,
+    transform,
   });
   const disk = mappedNode(node, { name: 'disk' });
   await disk.write(0, new Uint8Array(UNITS * UNIT).fill(9));
@@ -75,8 +78,11 @@ describe('on tables in memory, over a store that answers at once', () => {
     expect(promisesIn(read)).toBe(0);
   });
 
-  it('reading, and writing in place, cost no memory per request or per cluster', async () => {
-    const { disk } = await warmDisk();
+  it.each([
+    ['plain', undefined],
+    ['encrypted', 'host'],
+  ] as const)('reading, and writing in place, cost no memory per request or per cluster: %s', async (_, transform) => {
+    const { disk } = await warmDisk(transform);
     const into = new Uint8Array(64 * UNIT);
     const work = (): void => {
       for (let at = 0; at < UNITS; at += 64) {

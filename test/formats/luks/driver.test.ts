@@ -1,5 +1,6 @@
 /** luks: creation, opening with and without a password, reading and writing, size, facts. */
-import { describe, expect, it } from 'vitest';
+import { describe, expect, it, vi } from 'vitest';
+import { createCodecs } from '../../../src/codec/create.ts';
 import { luks } from '../../../src/formats/luks/driver.ts';
 import { raw } from '../../../src/formats/raw/driver.ts';
 import { createImage } from '../../../src/image/create.ts';
@@ -176,6 +177,37 @@ describe('the disk in a luks image', () => {
     const withKey = { ...options, options: { keySecret: 'key', cipherAlg: 'aes-128' } };
     expect(await measureImage(withKey)).toEqual({ required: 1_053_672, fullyAllocated: 1_053_672 });
     await expect(measureImage(options)).rejects.toMatchObject({ reason: 'luks.key-secret' });
+  });
+});
+
+describe('the key of a luks image', () => {
+  it('is given to threads when the image is opened, and taken back when it closes', async () => {
+    const files = await withImage(4 * 1024 * 1024);
+    const log: string[] = [];
+    const codecs = createCodecs({ workers: 0 });
+    vi.spyOn(codecs, 'sectors').mockImplementation((spec, key) => {
+      log.push(`open ${spec.mode} ${key.length}`);
+      return {
+        encrypt: (from, into) => {
+          log.push(`encrypt ${from.length}`);
+          into.set(from);
+          return Promise.resolve();
+        },
+        decrypt: (bytes) => {
+          log.push(`decrypt ${bytes.length}`);
+          return Promise.resolve();
+        },
+        close: async () => {
+          log.push('close');
+        },
+      };
+    });
+    const image = await open(files, 'a.luks', { readOnly: false, codecs });
+    await image.write(512, seeded(1024));
+    expect(await image.read(512, 1024)).toEqual(seeded(1024));
+    await image.close();
+    expect(log).toEqual(['open xts 64', 'encrypt 1024', 'decrypt 1024', 'close']);
+    expect(() => image.node.read(0, new Uint8Array(512))).toThrow(expect.objectContaining({ code: 'CLOSED' }));
   });
 });
 
