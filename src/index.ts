@@ -61,7 +61,7 @@ export {
   type WritePlan,
 } from './core/format.ts';
 export { DeferredFrees, type Drop, type Durability } from './core/in-flight.ts';
-export { MappedNode, type MappedNodeOptions, mappedNode } from './core/mapped-node.ts';
+export { type EmptyOptions, MappedNode, type MappedNodeOptions, mappedNode } from './core/mapped-node.ts';
 export { type BlockNode, backingChain, type Child, type ChildRole } from './core/node.ts';
 export type { CreateFileOptions, FileStatus, OpenFileOptions, ProtocolDriver } from './core/protocol.ts';
 export type {

@@ -56,6 +56,11 @@ export interface ResizeOptions extends IoOptions {
   readonly preallocation?: Preallocation | 'metadata' | undefined;
 }
 
+export interface EmptyOptions extends IoOptions {
+  /** The backing file holds what this layer holds: guests see no change, and observers are told of none. Default false. */
+  readonly sameContent?: boolean | undefined;
+}
+
 export function mappedNode(format: FormatNode, options: MappedNodeOptions): MappedNode {
   return new MappedNode(format, options);
 }
@@ -326,12 +331,12 @@ export class MappedNode implements BlockNode, EngineServices {
   /** Drops all that this layer holds, so that it shows its backing file: as the format does it, else range by range. Durable when it ends;
    *  an interruption leaves it partly dropped.
    *  @throws {@link BlockError} READ_ONLY; UNSUPPORTED, reason `engine.empty`; ABORTED. */
-  async makeEmpty(options: IoOptions = {}): Promise<void> {
+  async makeEmpty(options: EmptyOptions = {}): Promise<void> {
     this.#checkWritable('emptying');
     throwIfAborted(options.signal);
     const { format } = this;
     if (format.makeEmpty === undefined && format.unmap === undefined) throw this.#cannot('empty', 'cannot be emptied');
-    this.#observe(0, this.size);
+    if (options.sameContent !== true) this.#observe(0, this.size);
     if (format.makeEmpty !== undefined && (await this.exclusive(() => emptied(format)))) return;
     if (format.unmap === undefined) throw this.#cannot('empty', 'cannot be emptied');
     while (this.#barrier !== undefined) await this.#barrier;

@@ -317,7 +317,10 @@ class Commit {
 
   async #empty(): Promise<boolean> {
     try {
-      await this.#overlay.node.makeEmpty(this.#options.signal === undefined ? {} : { signal: this.#options.signal });
+      await this.#overlay.node.makeEmpty({
+        sameContent: true,
+        ...(this.#options.signal === undefined ? {} : { signal: this.#options.signal }),
+      });
       return true;
     } catch (error) {
       if (isBlockError(error) && error.reason === 'engine.empty') return false;

@@ -70,6 +70,14 @@ describe('emptying', () => {
     expect(seen).toEqual([`0+${7.5 * UNIT}`]);
   });
 
+  it('tells nobody where the backing file holds the same', async () => {
+    const { disk } = rig({ units: 8, size: 7.5 * UNIT });
+    const seen: number[] = [];
+    disk.observers.add((offset) => seen.push(offset));
+    await disk.makeEmpty({ sameContent: true });
+    expect(seen).toEqual([]);
+  });
+
   it("is the format's own business where it has a way, and nothing else runs meanwhile", async () => {
     let held: unknown;
     const { format, disk } = rig(
