@@ -27,7 +27,11 @@ const NAMES: Readonly<Record<string, readonly string[]>> = {
   dirty: [],
   luks: [],
   everything: [],
+  keyed: [],
 };
+
+/** The key of the base `keyed`. */
+export const KEY = 'open sesame';
 
 export const BASE_NAMES: readonly string[] = Object.keys(NAMES);
 

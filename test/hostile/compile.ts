@@ -11,6 +11,7 @@ const PARTS = [
   'src/bytes',
   'src/codec',
   'src/core',
+  'src/crypto',
   'src/formats',
   'src/image',
   'src/platform',

@@ -103,7 +103,7 @@ class Patient implements Outcome {
   async run(): Promise<void> {
     const pieces: Pieces = new Map();
     // without a key an encrypted image tells its facts only, and every read of it must be refused
-    const metadataOnly = this.#recipe.base === 'luks';
+    const metadataOnly = this.#recipe.base === 'luks' || this.#recipe.base === 'keyed';
     await this.#with('open', this.#fresh(), { readOnly: true, metadataOnly }, async (image) => {
       await this.#step('info', () => imageInfo(image, this.#options({})));
       await this.#step('map', () => mapAll(image));

@@ -13,7 +13,7 @@ import type { Image } from '../../src/image/image.ts';
 import { type OpenImageOptions, openImage } from '../../src/image/open.ts';
 import type { MemoryStore } from '../../src/storage/memory.ts';
 import { below, seededRandom } from '../../src/testing/random.ts';
-import type { Base } from './bases.ts';
+import { type Base, KEY } from './bases.ts';
 import { type Companions, companions } from './companions.ts';
 import type { Outcome } from './exercise.ts';
 import { Expected, LOOKED_AT } from './expected.ts';
@@ -194,6 +194,8 @@ class FeatureCase implements Outcome {
       codecs: this.#codecs,
       format: 'qcow2',
       references: 'allow',
+      secrets: { s: KEY },
+      ...(this.#recipe.base === 'keyed' ? { options: { encryptKeySecret: 's' } } : {}),
       ...options,
     };
   }

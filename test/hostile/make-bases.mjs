@@ -115,6 +115,30 @@ run('qemu-img', 'snapshot', '-c', 'two', 'everything');
 io('everything', 'write -P 144 0 3k', 'write -c -P 145 512k 16k');
 run('qemu-img', 'bitmap', '--add', '--disable', 'everything', 'idle');
 
+// as `luks`, with a key that is known (features.test.ts opens it): iter-time 1, aes-128, a snapshot
+run(
+  'qemu-img',
+  'create',
+  '-q',
+  '--object',
+  'secret,id=s,file=secret',
+  '-f',
+  'qcow2',
+  '-o',
+  `${luks.replace('=10', '=1')},encrypt.cipher-alg=aes-128`,
+  'keyed',
+  '512k',
+);
+const keyed = [
+  '--object',
+  'secret,id=s,file=secret',
+  '--image-opts',
+  'driver=qcow2,file.filename=keyed,encrypt.key-secret=s',
+];
+run('qemu-io', '-c', 'write -P 150 0 30k', '-c', 'write -P 151 200k 5k', '-c', 'write -z 8k 4k', ...keyed);
+run('qemu-img', 'snapshot', '-c', 'one', ...keyed);
+run('qemu-io', '-c', 'write -P 152 4k 9k', ...keyed);
+
 const names = [
   'v2',
   'v3',
@@ -136,6 +160,7 @@ const names = [
   'dirty',
   'luks',
   'everything',
+  'keyed',
 ];
 for (const name of names) {
   const bytes = readFileSync(join(scratch, name));
