@@ -38,7 +38,7 @@ async function expectSound(files: MemoryFiles): Promise<void> {
 }
 
 describe('reopening', () => {
-  it('makes an image writable, and read-only again, with requests on both sides', async () => {
+  it('makes an image writable, and read-only again, with requests on both sides (M-30, Q-113)', async () => {
     const files = await disk();
     await using image = await opened(files);
     const { node } = image;
@@ -84,7 +84,7 @@ describe('reopening', () => {
     expect([await byte(afterwards, 5 * KiB), await byte(afterwards, 110 * KiB)]).toEqual([5, 3]);
   });
 
-  it('changes nothing where an option is wrong, found at once or late', async () => {
+  it('changes nothing where an option is wrong, found at once or late (Q-083, Q-113)', async () => {
     const files = await disk();
     await using image = await opened(files, { readOnly: false, options: { passDiscardOther: true } });
     await image.write(0, new Uint8Array(10).fill(1));
@@ -144,7 +144,7 @@ describe('reopening', () => {
     expect(dirty).toEqual([0, 192 * KiB]);
   });
 
-  it('refuses every request where the image could not be opened again at all', async () => {
+  it('refuses every request where the image could not be opened again at all (Q-112)', async () => {
     const files = await disk();
     const store = new FaultStore(MemoryStore.from(files.bytes('a')));
     await using image = await openImage(store, { ...drivers(files), references: 'allow' });
@@ -159,7 +159,7 @@ describe('reopening', () => {
 });
 
 describe('invalidating', () => {
-  it('shows what another writer has made of the image', async () => {
+  it('shows what another writer has made of the image (Q-112)', async () => {
     const files = await disk();
     await using reader = await opened(files);
     await using idle = await opened(files, { readOnly: false });

@@ -23,7 +23,7 @@ describe('emptying an image', () => {
     ['refcounts of 64 bits', { refcountBits: 64, clusterSize: 4096 }],
     ['lazy refcounts', { lazyRefcounts: true }],
     ['subclusters', { extendedL2: true }],
-  ])('puts its tables right behind the header and cuts the file, with %s', async (_, variant) => {
+  ])('puts its tables right behind the header and cuts the file, with %s (Q-174, Q-176)', async (_, variant) => {
     const before = await busyImage({ size: SIZE, variant, backing: BACKING });
     const disk = await openDisk(MemoryStore.from(before), { backing: MemoryStore.from(BACKING) });
     await disk.node.makeEmpty();
@@ -43,7 +43,7 @@ describe('emptying an image', () => {
   it.each<[string, Qcow2Variant, boolean]>([
     ['version 2', { compat: 'v2' }, false],
     ['snapshots', {}, true],
-  ])('drops cluster by cluster with %s', async (_, variant, snapshots) => {
+  ])('drops cluster by cluster with %s (Q-175, Q-176)', async (_, variant, snapshots) => {
     const before = await busyImage({ size: SIZE, variant, backing: BACKING, snapshots });
     const disk = await openDisk(MemoryStore.from(before), { backing: MemoryStore.from(BACKING) });
     expect(disk.node.format.makeEmpty).toBeUndefined();
@@ -71,7 +71,7 @@ describe('emptying an image', () => {
     ['refcounts of 64 bits, several blocks of them', { refcountBits: 64 }],
     ['lazy refcounts', { lazyRefcounts: true, clusterSize: 1024 }],
     ['subclusters', { extendedL2: true }],
-  ])('leaves the old image or an empty one at any cut, with %s', async (_, variant) => {
+  ])('leaves the old image or an empty one at any cut, with %s (Q-174)', async (_, variant) => {
     const before = await busyImage({ size: SIZE, variant, backing: BACKING });
     const after = await afterEveryCut({
       before,

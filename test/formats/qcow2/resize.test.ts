@@ -78,7 +78,7 @@ describe('growing with space for what is new', () => {
   }
 
   it.each(kinds.flatMap(([name, options]) => MODES.map((mode) => [name, mode, options] as const)))(
-    'maps it all, with %s and mode %s, and reads as zeros there',
+    'maps it all, with %s and mode %s, and reads as zeros there (M-19)',
     async (_, mode, options) => {
       const disk = await newDisk(options);
       const size = options.size as number;
@@ -124,7 +124,7 @@ describe('shrinking a disk', () => {
   ];
 
   it.each(kinds)(
-    'gives back what is behind the end, with %s, and shows zeros when it grows again',
+    'gives back what is behind the end, with %s, and shows zeros when it grows again (M-18, Q-166)',
     async (_, options) => {
       const disk = await newDisk(options);
       const size = options.size as number;
@@ -151,7 +151,7 @@ describe('shrinking a disk', () => {
     },
   );
 
-  it('leaves snapshots what they hold, and their size', async () => {
+  it('leaves snapshots what they hold, and their size (M-23)', async () => {
     const disk = await newDisk({ size: 200 * KiB, clusterSize: 512 });
     await disk.node.write(0, pattern(200 * KiB));
     await disk.node.createSnapshot({ name: 'large', dateSeconds: 1 });

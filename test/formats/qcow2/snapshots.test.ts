@@ -283,8 +283,9 @@ describe('deleting a snapshot', () => {
     const file = await createQcow2Bytes(64 * KiB, { clusterSize: 4096, compat: 'v2' }, false);
     await withTable(file, new Uint8Array(120), 3);
     const disk = await openDisk(file);
-    await disk.node.deleteSnapshot({ id: '' });
-    expect(listed(disk)).toEqual([' ', ' ']);
+    // The check that counts the table gives each an id of its own.
+    await disk.node.deleteSnapshot({ name: '' });
+    expect(listed(disk)).toHaveLength(2);
     expect(await closeAndCheck(disk)).toMatchObject({ lines: [], leaks: 0 });
   });
 
