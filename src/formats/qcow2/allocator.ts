@@ -71,25 +71,22 @@ export class Allocator {
    *  written of them reads as zero. */
   async reserve(count: number): Promise<{ readonly offset: number; readonly fresh: boolean }> {
     if (this.#waiting > REAP_LIMIT) await this.reapDurably();
-    return await this.#reserve(this.#nextFree, count);
+    return await this.#reserve(0, count);
   }
 
   /** Reserves `count` clusters in a row, behind everything that the file ever held: as long as they are not written, they read as zero
    *  there. @returns the host offset of the first. */
   async allocateFresh(count: number): Promise<number> {
     const { geometry, file } = this.#state;
-    const nextFree = this.#nextFree;
     const end = divCeil(Math.max(this.#highWater, file.size), geometry.clusterSize);
-    const { offset } = await this.#reserve(Math.max(nextFree, end), count);
-    // What is free before them is so still.
-    this.#nextFree = Math.min(nextFree, end);
-    return offset;
+    return (await this.#reserve(end, count)).offset;
   }
 
-  async #reserve(from: number, count: number): Promise<{ readonly offset: number; readonly fresh: boolean }> {
+  /** @param least no cluster below it; 0: the first that are free, from where we have looked last */
+  async #reserve(least: number, count: number): Promise<{ readonly offset: number; readonly fresh: boolean }> {
     const { geometry, file } = this.#state;
     for (let reaped = false; ; ) {
-      const first = await this.#refcounts.findFree(from, count);
+      const first = await this.#refcounts.findFree(Math.max(this.#nextFree, least), count);
       const grows = (first + count) * geometry.clusterSize > file.size;
       if (grows && !reaped && this.#waiting >= REAP_BEFORE_GROWTH) {
         reaped = true;
@@ -100,7 +97,7 @@ export class Allocator {
       await this.#requireFree(first * geometry.clusterSize, count * geometry.clusterSize);
       await this.#state.markDirty();
       await this.#refcounts.add(first, count, 1);
-      this.#nextFree = first + count;
+      if (least === 0) this.#nextFree = first + count;
       const offset = first * geometry.clusterSize;
       // By what was handed out, not by the file's size: a failed write may have left bytes that the size does not show.
       this.#highWater = Math.max(this.#highWater, file.size);
