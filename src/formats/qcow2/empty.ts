@@ -39,6 +39,7 @@ export async function resetImage(state: Qcow2State): Promise<void> {
   const l1Clusters = l1TableSpace(geometry, header.l1Size) / clusterSize;
   const used = BEFORE_L1 + l1Clusters;
   const aside = Math.max(used, divCeil(file.size, clusterSize));
+  await file.event?.('empty_image_prepare');
   await put(state, aside, l1Clusters);
   await put(state, 1, l1Clusters);
   try {
