@@ -182,7 +182,10 @@ class Turns {
     if (this.#version === 2 && this.frozen.length > 0) return;
     const grows = this.#random() < 0.6;
     const by = 512 * (1 + below(this.#random, 300));
-    const size = grows ? this.bytes.length + by : this.bytes.length - by;
+    const cut = this.bytes.length - by;
+    // what QEMU cuts off within a cluster it shows again when it makes the disk larger
+    const shrunk = who === 'qemu' ? cut - (cut % this.#unit) : cut;
+    const size = grows ? this.bytes.length + by : shrunk;
     if (size > 4 * MiB || size < 100 * KiB) return;
     // QEMU marks what it writes into the new part over a backing file
     if (this.marks.length > 0 && this.#hasBacking && grows) return;
@@ -305,7 +308,10 @@ class Turns {
       for await (const { offset, length } of dirtyExtents(this.#path, name, { references: 'allow' })) {
         for (let at = offset; at < offset + length; at += granularity) found.add(at / granularity);
       }
-      expect([...found], `bitmap ${name} after ${this.done.join('; ')}`).toEqual([...bits].sort((a, b) => a - b));
+      const lacks = [...bits].filter((bit) => !found.has(bit));
+      const surplus = [...found].filter((bit) => !bits.has(bit));
+      const where = `${name}, ${granularity} bytes a bit, after ${this.done.join('; ')}`;
+      expect({ lacks, surplus }, where).toEqual({ lacks: [], surplus: [] });
     }
   }
 

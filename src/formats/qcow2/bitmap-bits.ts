@@ -33,6 +33,8 @@ export interface TrackedBitmap {
   stored: BitmapTable | undefined;
   /** Bytes of the disk up to which they count. */
   storedSize: number;
+  /** The disk has become smaller: the last cluster of bits has some behind its end. They go, because QEMU shows them when the disk grows. */
+  wasCut: boolean;
   /** Marked since. Has the size of the disk. */
   readonly changed: DirtyBitmap;
 }
@@ -49,6 +51,7 @@ export function trackedBitmap(entry: BitmapEntry, virtualSize: number): TrackedB
     entry,
     stored: { offset: tableOffset, size: tableSize },
     storedSize: virtualSize,
+    wasCut: false,
     changed: new DirtyBitmap(virtualSize, granularity),
   };
 }
@@ -131,10 +134,11 @@ export class BitmapBits {
 
   /** What the file has for the cluster is all there is. @returns its table entry */
   unchanged(index: number): { readonly offset: number; readonly ones: boolean } | undefined {
-    const { start, end } = this.#reach(index);
+    const { start, end, bits } = this.#reach(index);
     if (this.#bitmap.changed.nextDirty(start, end) !== undefined) return undefined;
     const offset = this.storedAt(index) ?? 0;
     const ones = this.#isOnes(index);
+    if (!this.#fills(bits) && (ones || (this.#bitmap.wasCut && offset !== 0))) return undefined;
     const hasBits = offset !== 0 || ones;
     if (hasBits && this.#bitmap.storedSize < end) return undefined;
     return { offset, ones };
@@ -154,7 +158,7 @@ export class BitmapBits {
     changed.orInto(index * this.#clusterSize * 8, into);
     if (isZero(into)) return 'clean';
     const view = new DataView(into.buffer, into.byteOffset, into.length);
-    return getBit(into, 0) && findRunEnd(into, view, 0, bits) >= bits ? 'full' : 'mixed';
+    return this.#fills(bits) && getBit(into, 0) && findRunEnd(into, view, 0, bits) >= bits ? 'full' : 'mixed';
   }
 
   /** The dirty parts of the disk. */
@@ -194,6 +198,12 @@ export class BitmapBits {
     const bits = Math.max(0, Math.min(perCluster, changed.bits - index * perCluster));
     const start = index * perCluster * granularity;
     return { start, end: Math.min(changed.size, start + bits * granularity), bits };
+  }
+
+  /** A cluster that the disk needs every bit of. Only such a one may be stored as "all ones": of another, QEMU takes the bits past the end of the
+   *  disk for set, too, and shows them when the disk grows. */
+  #fills(bits: number): boolean {
+    return bits === this.#clusterSize * 8;
   }
 
   #isOnes(index: number): boolean {

@@ -61,12 +61,13 @@ export async function storeBitmaps(
 
 /** Its bits in the file are all that is to be stored. */
 function isUnchanged(bitmap: TrackedBitmap, clusterSize: number): boolean {
-  const { inconsistent, stored, storedSize, changed } = bitmap;
+  const { inconsistent, stored, storedSize, wasCut, changed } = bitmap;
   if (inconsistent) return true;
   return (
     stored !== undefined &&
     stored.size === tableSizeOf(bitmap, clusterSize) &&
     storedSize >= changed.size &&
+    !wasCut &&
     changed.empty
   );
 }

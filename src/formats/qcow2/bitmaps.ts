@@ -120,6 +120,7 @@ export class Bitmaps implements BitmapFacet {
       entry: undefined,
       stored: undefined,
       storedSize: virtualSize,
+      wasCut: false,
       changed: new DirtyBitmap(virtualSize, granularity),
     });
     this.#changed();
@@ -175,6 +176,7 @@ export class Bitmaps implements BitmapFacet {
   /** The disk has another size now; what is new is clean. */
   resize(virtualSize: number): void {
     for (const bitmap of this.#tracked ?? []) {
+      bitmap.wasCut ||= virtualSize < bitmap.changed.size;
       bitmap.changed.resize(virtualSize);
       bitmap.storedSize = Math.min(bitmap.storedSize, virtualSize);
     }

@@ -1,8 +1,8 @@
 /** Another size of the virtual disk: growing, with or without space for what is new, and shrinking. Spec: qcow2, "Header" (size, l1_size,
  *  l1_table_offset). Runs alone (MappedNode.exclusive).
  *  Order, growing: what the tables map behind the old end goes → a larger L1 table where it takes one (table and refcounts → durable → header →
- *  durable) → zeros wherever something else would show, space → durable → size. Shrinking: size → durable → what is behind the new end goes →
- *  refcounts → durable → refcount blocks that count nothing → the end of the file. A cut leaves the old size or the new one, and leaks. */
+ *  durable) → zeros wherever something else would show, space → durable → size. Shrinking: size → durable → zeros in the rest of the last cluster,
+ *  what is behind it goes → refcounts → durable → refcount blocks that count nothing → the end of the file. A cut leaves the old size or the new one, and leaks. */
 import type { Pending } from '../../base/async.ts';
 import { BlockError, type ErrorCode, isBlockError } from '../../base/errors.ts';
 import { alignUp } from '../../bytes/align.ts';
@@ -117,17 +117,21 @@ export class Resize {
 
   /** What the old disk did not have of its last cluster. */
   async #zeroTail(start: number, end: number): Promise<void> {
+    if (this.#parts.backingSize > start || (await this.#holdsData(start))) await this.#writeZeros(start, end);
+  }
+
+  /** The cluster at `offset` may hold something else than zeros. */
+  async #holdsData(offset: number): Promise<boolean> {
     const { geometry, hasDataFile, metadata } = this.#state;
-    const { tables, backingSize } = this.#parts;
     const kind = await metadata.run(async () => {
-      const place = await tables.find(start);
+      const place = await this.#parts.tables.find(offset);
       if (place === undefined) return undefined;
       const { view } = place.lease.table;
       const at = place.index * geometry.l2EntrySize;
       place.lease.release();
       return l2Kind(view.getUint32(at), view.getUint32(at + 4), geometry.extendedL2, hasDataFile);
     });
-    if (kind === L2_NORMAL || kind === L2_COMPRESSED || backingSize > start) await this.#writeZeros(start, end);
+    return kind === L2_NORMAL || kind === L2_COMPRESSED;
   }
 
   /** What a longer backing file has behind the old end. */
@@ -183,7 +187,10 @@ export class Resize {
     // What was written before is not to come after the size.
     await settle();
     await this.#writeSize(size);
-    await dropBehind(this.#parts, alignUp(size, geometry.clusterSize));
+    // QEMU, when it makes the disk larger again, shows what it finds there.
+    const clusterEnd = alignUp(size, geometry.clusterSize);
+    if (clusterEnd > size && (await this.#holdsData(size))) await this.#writeZeros(size, clusterEnd);
+    await dropBehind(this.#parts, clusterEnd);
     await settle();
     await this.#state.metadata.run(async () => {
       for (const block of await refcounts.dropUnused()) metadata.remove(block);
