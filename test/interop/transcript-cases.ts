@@ -226,6 +226,17 @@ export interface Case {
 }
 
 const NO_HALF_TARGET = 'a target that was not completed is not left behind';
+const MENDED = 'qemu-img leaves this damage as it is; here it is repaired';
+/** Images that `qemu-img check -r all` does not make whole. */
+const LEFT_BROKEN: readonly string[] = [
+  'unaligned.qcow2',
+  'past.qcow2',
+  'l1reserved.qcow2',
+  'l2reserved.qcow2',
+  'zerooffset.qcow2',
+  'snapshottable.qcow2',
+  'extl2.qcow2',
+];
 const NO_KEY = 'the structure of an encrypted image can be checked without its key';
 const NO_BACKING = 'a check needs no backing file';
 const MARKED = 'zeros are marked as such instead of being written';
@@ -691,7 +702,7 @@ export const CASES: readonly (string | Case)[] = [
   'check l1entry.qcow2',
   {
     line: 'check -r all l1entry.qcow2',
-    leaves: 'the bad entry stays in both, so that neither can be read and compared',
+    differs: MENDED,
   },
   {
     line: 'check -r leaks bitmapsdirectory.qcow2; check bitmapsdirectory.qcow2',
@@ -738,8 +749,9 @@ export const CASES: readonly (string | Case)[] = [
   ].flatMap((name) => [
     `check ${name}; check --output=json ${name}; check -q ${name}`,
     `check -r leaks ${name}; check ${name}`,
-    `check -r all ${name}; check ${name}; info ${name}`,
-    `check -r all --output=json ${name}; check ${name}`,
+    ...[`check -r all ${name}; check ${name}; info ${name}`, `check -r all --output=json ${name}; check ${name}`].map(
+      (line) => (LEFT_BROKEN.includes(name) ? { line, differs: MENDED } : line),
+    ),
   ]),
   'check -q a.qcow2',
   'check -q --output=json a.qcow2',
@@ -990,10 +1002,7 @@ export const CASES: readonly (string | Case)[] = [
   'convert -n -O qcow2 a.raw bitmaps.qcow2; check -q bitmaps.qcow2; info bitmaps.qcow2',
   'convert -n -O qcow2 a.raw b.qcow2; compare b.qcow2 a.raw; check -q b.qcow2',
   'convert -n -O qcow2 a.raw ext.qcow2; compare ext.qcow2 a.raw; check -q ext.qcow2',
-  {
-    line: 'convert -n -O qcow2 a.raw data.qcow2; compare data.qcow2 a.raw; check -q data.qcow2',
-    leaves: 'clusters that are not mapped may hold anything in the data file',
-  },
+  'convert -n -O qcow2 a.raw data.qcow2; compare data.qcow2 a.raw; check -q data.qcow2',
   'convert -n -O qcow2 a.raw leak.qcow2; compare leak.qcow2 a.raw',
   'convert -n -O qcow2 a.raw refcount0.qcow2',
   'convert -n -O qcow2 -B a.qcow2 -F qcow2 a.raw b.qcow2; compare b.qcow2 a.raw',
