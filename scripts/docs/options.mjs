@@ -11,12 +11,16 @@ export function optionsPage({ formats, cliName }) {
     GENERATED,
     '',
     'The first name is that of the command line (`-o name=value`), the second that of the library. Sizes take the suffixes k, M, G, T, P and E,',
-    'which multiply by powers of 1024; in the library they are numbers of bytes. Options that are known by name and refused are listed as such.',
+    'which multiply by powers of 1024; in the library they are numbers of bytes.',
     '',
   ];
   for (const format of [...formats].sort((a, b) => (a.name < b.name ? -1 : 1))) {
     lines.push(`## ${format.name}`, '', `${format.summary[0].toUpperCase()}${format.summary.slice(1)}.`, '');
     lines.push('### Create', '', ...table(format.createOptions, cliName), '');
+    if (format.amendOptions !== undefined) {
+      lines.push('### Amend', '', '`amend` changes these of an image that is there.', '');
+      lines.push(...table(format.amendOptions, cliName), '');
+    }
     lines.push('### Open', '', "With `--image-opts` on the command line, `options` in the library's `openImage`.", '');
     lines.push(...table(format.openOptions, cliName), '');
   }
@@ -24,10 +28,10 @@ export function optionsPage({ formats, cliName }) {
 }
 
 function table(schema, cliName) {
-  const rows = Object.entries(schema).map(([key, def]) => {
-    const state = def.unsupported === true ? ' (refused: not supported yet)' : '';
-    return `| \`${cliName(key, def)}\` | \`${key}\` | ${cell(values(def))} | ${standard(def)} | ${cell(def.help)}${state} |`;
-  });
+  const rows = Object.entries(schema).map(
+    ([key, def]) =>
+      `| \`${cliName(key, def)}\` | \`${key}\` | ${cell(values(def))} | ${standard(def)} | ${cell(def.help)} |`,
+  );
   return ['| option | in the library | value | default | meaning |', '|---|---|---|---|---|', ...rows];
 }
 

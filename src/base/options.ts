@@ -24,8 +24,6 @@ export interface OptionDef<T> {
   readonly powerOfTwo?: boolean;
   /** The reason id an invalid value is reported under; `option.value` where it is not given. */
   readonly reason?: string;
-  /** Known by name, but not to be used yet: every value is refused with UNSUPPORTED, and the help does not list it. */
-  readonly unsupported?: boolean;
   /** QEMU 7.2 does not know it: where its list is to be shown, it is left out. */
   readonly newer?: boolean;
 }
@@ -103,7 +101,6 @@ export function checkOptions<S extends OptionSchema>(schema: S, input: OptionsIn
 }
 
 function validate(name: string, def: OptionDef<unknown>, value: unknown): unknown {
-  refuseUnsupported(name, def);
   switch (def.kind) {
     case 'size':
     case 'int': {
@@ -129,14 +126,6 @@ function validate(name: string, def: OptionDef<unknown>, value: unknown): unknow
       return canonical;
     }
   }
-}
-
-function refuseUnsupported(name: string, def: OptionDef<unknown>): void {
-  if (def.unsupported !== true) return;
-  throw new BlockError('UNSUPPORTED', `option ${name} is not supported yet`, {
-    reason: def.reason ?? 'option.unsupported',
-    details: { name },
-  });
 }
 
 function badValue(name: string, def: OptionDef<unknown>, value: unknown, wanted: string): BlockError {
@@ -228,7 +217,6 @@ export function parseOptions<S extends OptionSchema>(
 }
 
 function parseValue(name: string, def: OptionDef<unknown>, value: string): unknown {
-  refuseUnsupported(name, def);
   switch (def.kind) {
     case 'size': {
       const parsed = parseSize(value);
@@ -264,7 +252,6 @@ const TYPE_NAMES: Readonly<Record<OptionKind, string>> = {
 /** The lines of `-o help`: alphabetical, `  name=<type>  - help`. */
 export function formatOptionHelp(schema: OptionSchema): string[] {
   return Object.entries(schema)
-    .filter(([, def]) => def.unsupported !== true)
     .map(([key, def]) => `  ${cliName(key, def)}=<${TYPE_NAMES[def.kind]}>  - ${def.help}`)
     .sort();
 }

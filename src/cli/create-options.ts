@@ -285,7 +285,7 @@ function bySchema(schema: OptionSchema, values: ReadonlyMap<string, CreateValue>
   const result: Record<string, unknown> = {};
   for (const [key, def] of Object.entries(schema)) {
     const given = values.get(cliName(key, def));
-    if (given === undefined || def.unsupported === true) continue;
+    if (given === undefined) continue;
     result[key] = typeof given.value === 'bigint' ? toNumber(given.value) : given.value;
   }
   return result;

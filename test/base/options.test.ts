@@ -30,7 +30,6 @@ const schema = defineOptions({
   lazyRefcounts: bool({ default: false, help: 'postpone' }),
   refcountBits: int({ default: 16, min: 1, max: 64, help: 'width' }),
   format: text({ cli: 'backing_fmt', help: 'format' }),
-  secret: text({ help: 'key', unsupported: true, reason: 'q.secret' }),
 });
 
 const option = (reason: string): unknown => expect.objectContaining({ code: 'OPTION', reason });
@@ -46,7 +45,6 @@ describe('resolving options', () => {
       lazyRefcounts: false,
       refcountBits: 16,
       format: undefined,
-      secret: undefined,
     });
     expectTypeOf<OptionsOf<typeof schema>['clusterSize']>().toEqualTypeOf<number>();
     expectTypeOf<OptionsOf<typeof schema>['backingFile']>().toEqualTypeOf<string | undefined>();
@@ -85,14 +83,6 @@ describe('resolving options', () => {
       }),
     );
     expect(() => parseOptions(schema, [['zzz', '1']])).toThrow("unknown option 'zzz'");
-  });
-
-  it('refuses known options that are not supported yet, and does not advertise them', () => {
-    expect(() => resolveOptions(schema, { secret: 'x' })).toThrow(
-      expect.objectContaining({ code: 'UNSUPPORTED', reason: 'q.secret' }),
-    );
-    expect(() => parseOptions(schema, [['secret', 'x']])).toThrow(expect.objectContaining({ code: 'UNSUPPORTED' }));
-    expect(formatOptionHelp(schema).join()).not.toContain('secret');
   });
 });
 
