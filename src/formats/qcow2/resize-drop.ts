@@ -163,5 +163,8 @@ async function freeTable({ state, allocator }: DropParts, l2Offset: number): Pro
       i++;
     }
   }
+  // The allocator forgets the tables that it knows, and this one is named by nobody any more: a new table at its place would begin as the old one.
+  await caches.l2.quiesce();
+  for (let at = 0; at < clusterSize; at += l2SliceBytes) caches.l2.forget(l2Offset + at);
   await allocator.freeNow(l2Offset, clusterSize);
 }

@@ -151,6 +151,40 @@ describe('shrinking a disk', () => {
     },
   );
 
+  it.each([0, 12, 20])(
+    'and growing again over a backing file finds nothing of the tables that went (%d KiB left)',
+    async (left) => {
+      const backing = MemoryStore.from(pattern(160 * KiB, 7), { readOnly: true });
+      const disk = await newDisk({ size: 160 * KiB, clusterSize: 512, backing });
+      const wanted = new Uint8Array(160 * KiB);
+      await disk.node.write(0, pattern(160 * KiB));
+      await disk.node.truncate(left * KiB);
+      wanted.set(pattern(160 * KiB).subarray(0, left * KiB));
+      await disk.node.truncate(160 * KiB);
+      for (const at of [40, 70, 100, 130, 159]) {
+        await disk.node.write(at * KiB, pattern(700, at));
+        wanted.set(pattern(700, at), at * KiB);
+      }
+      expect(await readAll(disk.node)).toEqual(wanted);
+      const { file, lines, leaks } = await closeAndCheck(disk);
+      expect({ lines, leaks }).toEqual({ lines: [], leaks: 0 });
+      const again = await openDisk(file, { readOnly: true, backing });
+      expect(await readAll(again.node)).toEqual(wanted);
+    },
+  );
+
+  it('of a fresh opening leaves no table behind that a new one would be taken for', async () => {
+    const backing = MemoryStore.from(pattern(160 * KiB, 7), { readOnly: true });
+    const first = await newDisk({ size: 160 * KiB, clusterSize: 512, backing });
+    await first.node.write(0, pattern(160 * KiB));
+    const { file } = await closeAndCheck(first);
+    const disk = await openDisk(file, { backing });
+    await disk.node.truncate(0);
+    await disk.node.truncate(160 * KiB);
+    expect(await readAll(disk.node)).toEqual(new Uint8Array(160 * KiB));
+    expect(await closeAndCheck(disk)).toMatchObject({ lines: [], leaks: 0 });
+  });
+
   it('leaves snapshots what they hold, and their size (M-23)', async () => {
     const disk = await newDisk({ size: 200 * KiB, clusterSize: 512 });
     await disk.node.write(0, pattern(200 * KiB));
