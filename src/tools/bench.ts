@@ -110,7 +110,14 @@ class Load {
     const offset = this.#at;
     this.#at = this.#next(offset);
     const flushes = flushEvery !== undefined && number % flushEvery === 0;
-    const pending = this.#send(offset);
+    let pending: Promise<void> | undefined;
+    try {
+      pending = this.#send(offset);
+    } catch (error) {
+      // It has ended as well: a flush that drains counts on it.
+      this.#end();
+      throw error;
+    }
     if (pending === undefined && !flushes) {
       this.#end();
       return undefined;

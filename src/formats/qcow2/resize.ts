@@ -57,7 +57,8 @@ export class Resize {
   }
 
   /** @param size bytes, a multiple of 512
-   *  @throws {@link BlockError} OPTION, UNSUPPORTED, TOO_LARGE with reasons `qcow2.resize-…`; then nothing has changed. */
+   *  @throws {@link BlockError} OPTION, UNSUPPORTED, TOO_LARGE with reasons `qcow2.resize-…`; then nothing has changed. Other failures leave the
+   *  old size or the new one: of shrinking, what fails behind the switch of the size has only failed to give space back. */
   async resize(size: number, preallocation: Preallocation | 'metadata'): Promise<void> {
     this.requirePossible(size, preallocation);
     const { virtualSize } = this.#state.header;
