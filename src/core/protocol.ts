@@ -1,4 +1,5 @@
 /** Protocols: how a name becomes bytes. A protocol is a value the caller passes; nothing registers itself. Types only. */
+import type { OptionSchema } from '../base/options.ts';
 import type { BlockNode } from './node.ts';
 
 export interface OpenFileOptions {
@@ -31,8 +32,21 @@ export interface FileStatus {
   readonly realName?: string | undefined;
 }
 
+/** A protocol's nodes described by options instead of a name. Options go by QEMU's names. */
+export interface ProtocolGraph {
+  readonly openOptions: OptionSchema;
+  /** The options that a name of the protocol stands for. @throws {@link BlockError} INVALID_ARGUMENT. */
+  parseName(name: string): Readonly<Record<string, string>>;
+  /** The name that stands for just these options; `undefined` where none does. */
+  nameOf(options: ReadonlyMap<string, string>): string | undefined;
+  /** @param given valid by `openOptions`, by their TypeScript names, with defaults
+   *  @throws {@link BlockError} as {@link ProtocolDriver.open}. */
+  open(given: Readonly<Record<string, unknown>>, options: OpenFileOptions): Promise<BlockNode>;
+}
+
 export interface ProtocolDriver {
   readonly name: string;
+  readonly graph?: ProtocolGraph;
   /** Prefixes before the first colon that belong to it (`file`); a name without a known prefix goes to the first protocol of the list. */
   readonly schemes: readonly string[];
   /** @throws {@link BlockError} with the system's errno in `details.errno`, `details.name` the name as given. */
