@@ -129,6 +129,8 @@ export {
   convertImage,
 } from './tools/convert.ts';
 export { type DetachOptions, type DetachResult, detachImage } from './tools/detach.ts';
+export { type DiffOptions, type DiffSummary, diffImages } from './tools/diff.ts';
+export type { DifferenceKind, DiffRange } from './tools/difference.ts';
 export { type BackingInfo, type ChildInfo, chainInfo, type ImageInfo, imageInfo } from './tools/info.ts';
 export { type MapOptions, mapImage, mapReferences } from './tools/map.ts';
 export { type MeasureOptions, measureImage } from './tools/measure.ts';

@@ -27,6 +27,8 @@ import * as commit from './tools/commit.ts';
 import * as compare from './tools/compare.ts';
 import * as convert from './tools/convert.ts';
 import * as detach from './tools/detach.ts';
+import * as diff from './tools/diff.ts';
+import type { DiffRange } from './tools/difference.ts';
 import * as info from './tools/info.ts';
 import * as map from './tools/map.ts';
 import * as measure from './tools/measure.ts';
@@ -142,6 +144,20 @@ export async function compareImages(
   await using first = await Opened.of(a, opening);
   await using second = await Opened.of(b, opening);
   return await compare.compareImages(first.image, second.image, options);
+}
+
+/** Finds where two images differ; they are opened and closed here when they are given by name.
+ *  @returns as the isomorphic `diffImages`
+ *  @throws {@link BlockError} as `openImage` and the isomorphic `diffImages`. */
+export async function* diffImages(
+  first: FileName | Image,
+  second: FileName | Image,
+  options: diff.DiffOptions & Preset<open.OpenImageOptions> = {},
+): AsyncGenerator<DiffRange, diff.DiffSummary, undefined> {
+  const { block, onProgress, ...opening } = options;
+  await using a = await Opened.of(first, opening);
+  await using b = await Opened.of(second, opening);
+  return yield* diff.diffImages(a.image, b.image, options);
 }
 
 /** Checks, and with `fix` repairs, an image.

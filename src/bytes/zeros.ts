@@ -16,6 +16,8 @@ export function isZero(bytes: Uint8Array, start = 0, end = bytes.length): boolea
 function isZeroByWords(bytes: Uint8Array, start: number, end: number): boolean {
   let at = start;
   while (at < end && (bytes.byteOffset + at) % 4 !== 0) if (bytes[at++] !== 0) return false;
+  // A few bytes between two words: there is none to look at, and no array of words begins here.
+  if (at === end) return true;
   const words = new Int32Array(bytes.buffer, bytes.byteOffset + at, Math.floor((end - at) / 4));
   for (let i = 0; i < words.length; i++) if (words[i] !== 0) return false;
   for (at += words.length * 4; at < end; at++) if (bytes[at] !== 0) return false;

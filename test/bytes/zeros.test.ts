@@ -15,6 +15,20 @@ describe('the zero test', () => {
     }
   });
 
+  it('works on a few bytes at any place', () => {
+    const bytes = new Uint8Array(32);
+    for (let start = 0; start < 9; start++) {
+      for (let length = 0; length < 9; length++) {
+        expect([start, length, isZero(bytes, start, start + length)]).toEqual([start, length, true]);
+        for (let at = start; at < start + length; at++) {
+          bytes[at] = 1;
+          expect([start, length, at, isZero(bytes, start, start + length)]).toEqual([start, length, at, false]);
+          bytes[at] = 0;
+        }
+      }
+    }
+  });
+
   it('works on parts of larger buffers', () => {
     const whole = new Uint8Array(1000).fill(9);
     const part = whole.subarray(100, 300).fill(0);

@@ -73,6 +73,12 @@ const VERBS: Readonly<Record<string, VerbEntry>> = {
     spec: async () => (await import('./detach.ts')).detach,
     command: async () => (await import('../commands/detach.ts')).runDetach,
   },
+  diff: {
+    summary: 'list the ranges in which two images differ',
+    only: 'cowdisk',
+    spec: async () => (await import('./diff.ts')).diff,
+    command: async () => (await import('../commands/diff.ts')).runDiff,
+  },
   info: {
     summary: 'show what an image is: format, sizes, backing file, snapshots',
     spec: async () => (await import('./info.ts')).info,
