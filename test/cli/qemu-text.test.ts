@@ -19,6 +19,8 @@ const WITHOUT: readonly string[] = [
   'protocol.none',
   // cowdisk's own options, and warnings
   'image.backing-override',
+  // differences are cowdisk's own
+  'diff.block',
   // recovery is cowdisk's own
   'image.recover',
   'image.recover-read-only',
