@@ -24,6 +24,8 @@ export interface OptionDef<T> {
   readonly powerOfTwo?: boolean;
   /** The reason id an invalid value is reported under; `option.value` where it is not given. */
   readonly reason?: string;
+  /** What is read depends on it: it is part of the name that an opened image is shown by. */
+  readonly content?: boolean;
   /** QEMU 7.2 does not know it: where its list is to be shown, it is left out. */
   readonly newer?: boolean;
 }

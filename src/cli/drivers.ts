@@ -29,6 +29,7 @@ export async function loadDrivers(
     probed: personality.qemu ? qemus : formats,
     protocols: [fileProtocol],
     secrets: objects.secrets,
+    filters: async () => (await import('../filters/all.ts')).ALL_FILTERS,
   };
   if (!compression) return drivers;
   const { createCodecs } = await import('../codec/create.ts');

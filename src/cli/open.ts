@@ -9,7 +9,6 @@ import type { ReferencePolicy } from '../image/references.ts';
 import type { Cli } from './console.ts';
 import { Failure } from './failure.ts';
 import type { ImageSource } from './image-source.ts';
-import { parseInteger, parseQemuSize } from './numbers.ts';
 import type { ListedOption } from './option-list.ts';
 import { describeError } from './render/describe.ts';
 import { CACHE_MODES, type CacheModeName } from './verbs/common.ts';
@@ -67,16 +66,10 @@ export function openOptionsOf(
     ...drivers,
     format: source.format,
     readOnly: choices.readOnly ?? true,
-    options: (driver) => ({
-      ...formatOptions(driver, source.label, source.options),
-      ...ownOptions(driver, source, choices),
-    }),
-    backingOptions: source.backingOptions?.map(
-      (below) => (driver: FormatDriver) => formatOptions(driver, source.label, below),
-    ),
-    backing: choices.backing ?? source.backing,
-    dataFile: named(choices.dataFile ?? source.dataFile),
-    discard: source.discard,
+    options: (driver) => ownOptions(driver, source, choices),
+    backing: choices.backing,
+    dataFile: named(choices.dataFile),
+    forceShare: choices.forceShare,
     snapshot: choices.snapshot,
     references: choices.references ?? 'allow',
     lookAt: choices.lookAt,
@@ -115,28 +108,6 @@ function withStatus(failure: Failure, status: number): Failure {
   });
 }
 
-/** The options of `--image-opts`, in QEMU's words. */
-function formatOptions(
-  driver: FormatDriver,
-  label: string,
-  options: ReadonlyMap<string, string>,
-): Record<string, unknown> {
-  const result: Record<string, unknown> = {};
-  const schema = new Map(
-    Object.entries(driver.openOptions as OptionSchema).map(([key, def]) => [cliName(key, def), [key, def] as const]),
-  );
-  for (const [name, text] of options) {
-    const found = schema.get(name);
-    if (found === undefined) {
-      throw new Failure(
-        `Could not open '${label}': Block format '${driver.name}' does not support the option '${name}'`,
-      );
-    }
-    result[found[0]] = optionValue(label, name, found[1].kind, text);
-  }
-  return result;
-}
-
 /** The open option that `--cow-layout` stands for. */
 const LAYOUT_OPTION = 'layout';
 
@@ -155,29 +126,11 @@ function ownOptions(
   return parseOptions(driver.openOptions, [[LAYOUT_OPTION, layout], ...pairs]);
 }
 
-function optionValue(label: string, name: string, kind: string, text: string): unknown {
-  if (kind === 'bool') {
-    if (text === 'on' || text === 'off') return text === 'on';
-    throw new Failure(`Could not open '${label}': Parameter '${name}' expects 'on' or 'off'`);
-  }
-  if (kind === 'text' || kind === 'choice') return text;
-  if (kind === 'int') {
-    const value = parseInteger(text);
-    if (value !== undefined) return value < 0n ? Number.MAX_SAFE_INTEGER : Number(value);
-    throw new Failure(`Could not open '${label}': Parameter '${name}' expects a number`);
-  }
-  const parsed = parseQemuSize(text);
-  if (typeof parsed === 'object') return Number(parsed.value);
-  throw new Failure(`Could not open '${label}': Parameter '${name}' expects a non-negative number below 2^64`, {
-    trailer:
-      'Optional suffix k, M, G, T, P or E means kilo-, mega-, giga-, tera-, peta-\nand exabytes, respectively.\n',
-  });
-}
-
 const LEAKS_REMEDY = "Some clusters may be leaked, run 'qemu-img check -r' on the image file to fix.";
 
 /** QEMU's own words for a warning; its last line has no end. */
 const SAID_BY_QEMU: Readonly<Record<string, string>> = {
+  'graph.backing-empty': 'Use of "backing": "" is deprecated; use "backing": null instead\n',
   'qcow2.bitmaps-stale': `a program lacking bitmap support modified this file, so all bitmaps are now considered inconsistent\n${LEAKS_REMEDY}`,
   'qcow2.bitmaps-stale-v2': `This qcow2 v2 image contains bitmaps, but they may have been modified by a program without persistent bitmap support; so now they must all be considered inconsistent\n${LEAKS_REMEDY}`,
 };

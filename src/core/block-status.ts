@@ -181,15 +181,19 @@ function addRecursing(
     assert(inside === 0 || below.count > 0, `"${node}" has no status at ${hex(below.start)}`);
     for (let i = 0; i < below.count; i++) {
       const zero = Math.floor(below.flagsAt(i) / EXTENT.zero) % 2 === 1;
-      const flags = format.recurse === 'status' ? below.flagsAt(i) : PRESENT_DATA + (zero ? EXTENT.zero : 0);
-      if (!cursor.into.add(below.lengthAt(i), flags, below.startAt(i), node)) return 'full';
+      const flags = format.recurse === 'zero' ? PRESENT_DATA + (zero ? EXTENT.zero : 0) : below.flagsAt(i);
+      const isThrough = format.recurse === 'through';
+      const added = isThrough
+        ? cursor.into.add(below.lengthAt(i), flags, below.hostOffsetAt(i), below.nodeAt(i), below.depthAt(i))
+        : cursor.into.add(below.lengthAt(i), flags, below.startAt(i), node);
+      if (!added) return 'full';
       cursor.at += below.lengthAt(i);
     }
     if (below.end < run.hostOffset + inside) return undefined;
     // Past the file's end everything reads as zero.
     const rest = guestOffset + length - cursor.at;
     if (rest <= 0 || inside === length) return undefined;
-    const flags = format.recurse === 'status' ? PRESENT_ZERO : PRESENT_DATA + EXTENT.zero;
+    const flags = format.recurse === 'zero' ? PRESENT_DATA + EXTENT.zero : PRESENT_ZERO;
     return advance(cursor, rest, cursor.into.add(rest, flags, below.end, node));
   };
   return pending === undefined ? finish() : pending.then(finish);

@@ -50,8 +50,8 @@ export interface FormatNode {
   /** Granularity of `unmap` for discards, where that is less than `unit`. */
   readonly discardUnit?: number;
   /** What `extents` asks the file below about data runs: nothing; whether they read as zero (preallocated metadata);
-   *  or their whole status, which then stands for ours (raw). */
-  readonly recurse: 'none' | 'zero' | 'status';
+   *  their status, which then stands for ours (raw); or all that it has to say, as if it were asked itself (filters). */
+  readonly recurse: 'none' | 'zero' | 'status' | 'through';
   readonly readOnly: boolean;
   readonly children: readonly Child[];
   /** Maps from `offset` on into `into` (already reset); covers at least one unit; no I/O beyond the first missing table. */
@@ -369,6 +369,8 @@ export interface OpenContext {
   /** Open the content of this snapshot instead of the disk. Then `readOnly` is true and `forCheck` is not; only for formats whose
    *  capabilities say `snapshots`. */
   readonly snapshot?: SnapshotSelector | undefined;
+  /** Which backing file is asked for, see {@link wantedBacking}. Default `recorded`. */
+  readonly backing?: 'recorded' | 'chosen' | 'none' | undefined;
   readonly cache: CacheBudget;
   /** Compression, on worker threads for bulk. */
   readonly codecs: Codecs;
@@ -380,6 +382,15 @@ export interface OpenContext {
   secret(id: string): Uint8Array;
   report(event: ImageEvent): void;
   readonly signal?: AbortSignal | undefined;
+}
+
+/** The backing file to ask for: the recorded one, one that the caller has chosen even where none is recorded, or none whatever is recorded. */
+export function wantedBacking(
+  { backing = 'recorded' }: Pick<OpenContext, 'backing'>,
+  recorded: Reference | undefined,
+): Reference | undefined {
+  if (backing === 'none') return undefined;
+  return recorded ?? (backing === 'chosen' ? { role: 'backing', name: '', readOnly: true } : undefined);
 }
 
 export interface CreateContext {
@@ -437,6 +448,8 @@ export interface FormatDriver<
   readonly capabilities: FormatCapabilities;
   readonly openOptions: O;
   readonly createOptions: C;
+  /** Files besides the image's own and the backing file, by the names that options call them, and what they are asked for as. */
+  readonly fileChildren?: Readonly<Record<string, Reference['role']>> | undefined;
   /** What {@link FormatNode.amend} takes; none where images of the format cannot be amended. */
   readonly amendOptions?: OptionSchema | undefined;
   /** What {@link recover} can be told about an image that tells it no more. */

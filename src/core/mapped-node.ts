@@ -8,6 +8,7 @@ import { Mutex, type Pending } from '../base/async.ts';
 import { BlockError, hex, isBlockError } from '../base/errors.ts';
 import { type JobOptions, throwIfAborted } from '../base/job.ts';
 import { alignDown, alignUp } from '../bytes/align.ts';
+import { isZero } from '../bytes/zeros.ts';
 import { type ExtentCursor, mapExtents } from './block-status.ts';
 import type { ExtentList } from './extent.ts';
 import type {
@@ -49,6 +50,8 @@ export interface MappedNodeOptions {
   readonly rules?: SafetyRules;
   /** Default: as the format has it. */
   readonly discard?: DiscardMode | undefined;
+  /** What becomes of written zeros: they are written (`off`, the default), marked (`on`), or marked and their space given back (`unmap`). */
+  readonly detectZeroes?: 'off' | 'on' | 'unmap' | undefined;
 }
 
 /** TruncateOptions of an image, whose format can do more than a file. */
@@ -80,6 +83,7 @@ export class MappedNode implements BlockNode, EngineServices {
   readonly #rules: SafetyRules;
   #format: FormatNode;
   #ignoresDiscards = false;
+  readonly #detectZeroes: 'off' | 'on' | 'unmap';
   #backing: BlockNode | undefined;
   #reader: GuestReader;
   #writer: GuestWriter;
@@ -94,6 +98,7 @@ export class MappedNode implements BlockNode, EngineServices {
     this.name = options.name;
     this.driver = format.format;
     this.#rules = options.rules ?? ALL_RULES;
+    this.#detectZeroes = options.detectZeroes ?? 'off';
     this.#format = format;
     const io = this.#ioOf(format);
     this.#backing = io.backing;
@@ -197,6 +202,9 @@ export class MappedNode implements BlockNode, EngineServices {
     this.#checkWrite('write', offset, from.length);
     throwIfAborted(options?.signal);
     if (from.length === 0) return undefined;
+    if (this.#detectZeroes !== 'off' && options?.compressed !== true && isZero(from)) {
+      return this.writeZeroes(offset, from.length, { ...options, unmap: this.#detectZeroes === 'unmap' });
+    }
     if (this.#barrier !== undefined) return this.#afterBarrier(() => this.write(offset, from, options));
     this.#observe(offset, from.length);
     if (options?.compressed === true) return this.#counted(this.#writer.writeCompressed(offset, from, options));

@@ -31,6 +31,12 @@ export function childOf(node: { readonly children: readonly Child[] }, role: Chi
   return node.children.find((child) => child.role === role)?.node;
 }
 
+/** The image that stands below a node, through any filters, or that the node is itself. */
+export function formatBelow(node: BlockNode): FormatNode | undefined {
+  const below = node.children[0]?.node;
+  return node.format ?? (below === undefined ? undefined : formatBelow(below));
+}
+
 /** The node and its backing files, top first. */
 export function backingChain(top: BlockNode): BlockNode[] {
   const chain: BlockNode[] = [];

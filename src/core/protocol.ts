@@ -6,6 +6,10 @@ export interface OpenFileOptions {
   readonly readOnly: boolean;
   /** Flushes do nothing, the one of `close` included: the content becomes durable when the system writes it back. */
   readonly unsafe?: boolean | undefined;
+  /** Other processes may be writing meanwhile; `readOnly` only. Default false. */
+  readonly forceShare?: boolean | undefined;
+  /** Whether other processes are kept out: `on`, or fail; `auto`, where it can be done; `off`. Default `auto`. */
+  readonly locking?: 'auto' | 'on' | 'off' | undefined;
   readonly signal?: AbortSignal | undefined;
 }
 

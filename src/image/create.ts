@@ -9,6 +9,7 @@ import type { ProtocolDriver } from '../core/protocol.ts';
 import { secretsOf } from '../core/secrets.ts';
 import type { ByteStore } from '../core/store.ts';
 import { type ImageDrivers, openImage } from './open.ts';
+import { driversOf } from './open-options.ts';
 import { requireFormat } from './probe.ts';
 import {
   allowsReference,
@@ -208,14 +209,9 @@ async function lookAt(
   options: CreateImageOptions,
 ): Promise<{ readonly size: number; readonly format: string }> {
   try {
-    const { formats, probed, protocols, codecs, secrets, signal } = options;
     const image = await openImage(resolved, {
-      formats,
-      probed,
-      protocols,
-      codecs,
-      secrets,
-      signal,
+      ...driversOf(options),
+      signal: options.signal,
       format,
       // its size and format, for which no key is needed
       metadataOnly: true,

@@ -69,6 +69,8 @@ export interface NewSnapshot extends Omit<SnapshotRequest, 'dateSeconds' | 'date
 export interface ImageParts {
   readonly node: MappedNode;
   readonly name: string;
+  /** Where names in it start from. */
+  readonly location: string | undefined;
   readonly driver: FormatDriver;
   /** The formats that were probed, when nothing but the one that matches everything did. */
   readonly guessedAmong: readonly FormatDriver[] | undefined;
@@ -87,8 +89,10 @@ const HEAD_BYTES = 2048;
 export class Image implements AsyncDisposable {
   /** The node behind it, for tools and servers. */
   readonly node: MappedNode;
-  /** As it was given to `openImage`. */
+  /** As it was given to `openImage`; for a graph its plain name, or all of it as `json:{…}` where no plain name leads back to it. */
   readonly name: string;
+  /** The name of its file, where the names in it start from; `undefined` where it has none. */
+  readonly location: string | undefined;
   /** Name of the format driver. */
   readonly format: string;
   readonly #parts: ImageParts;
@@ -99,6 +103,7 @@ export class Image implements AsyncDisposable {
     this.#parts = parts;
     this.node = parts.node;
     this.name = parts.name;
+    this.location = parts.location;
     this.format = parts.driver.name;
   }
 

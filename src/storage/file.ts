@@ -22,8 +22,15 @@ import {
 import { basename, dirname, join, resolve as resolvePath, sep } from 'node:path';
 import { BlockError, fromSystemError } from '../base/errors.ts';
 import { throwIfAborted } from '../base/job.ts';
+import { choice, defineOptions, type OptionsOf, text } from '../base/options.ts';
 import type { BlockNode } from '../core/node.ts';
-import type { CreateFileOptions, FileStatus, OpenFileOptions, ProtocolDriver } from '../core/protocol.ts';
+import type {
+  CreateFileOptions,
+  FileStatus,
+  OpenFileOptions,
+  ProtocolDriver,
+  ProtocolGraph,
+} from '../core/protocol.ts';
 import { BlockDeviceStore, deviceIdentity, sizeFromSysfs } from './block-device.ts';
 import { promised } from './fd-io.ts';
 import { FileStore } from './file-store.ts';
@@ -36,9 +43,36 @@ const SCHEME = 'file:';
 /** Mode of new files, before the umask; as qemu-img creates them. */
 const CREATE_MODE = 0o644;
 
+const openOptions = defineOptions({
+  filename: text({ content: true, help: 'name of the file' }),
+  locking: choice(['auto', 'on', 'off'], { default: 'auto', help: 'keep other processes out while the file is open' }),
+  aio: choice(['threads', 'native', 'io_uring'], {
+    default: 'threads',
+    help: 'how the host is asked for data; all are the same here',
+  }),
+});
+
+const graph: ProtocolGraph = {
+  openOptions,
+  parseName: (name) => ({ filename: pathOf(name) }),
+  nameOf: (options) => {
+    const path = options.get('filename');
+    // A colon in the first part would make a protocol of it.
+    return path === undefined || !/^[^/]*:/.test(path) ? path : SCHEME + path;
+  },
+  open: (given, options) => {
+    const { filename, locking } = given as OptionsOf<typeof openOptions>;
+    if (filename === undefined || filename === '') {
+      throw new BlockError('INVALID_ARGUMENT', 'file: needs the option filename', { reason: 'file.no-name' });
+    }
+    return open(SCHEME + filename, { ...options, locking });
+  },
+};
+
 export const fileProtocol: ProtocolDriver = {
   name: 'file',
   schemes: ['file'],
+  graph,
   open,
   create,
   status,

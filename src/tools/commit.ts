@@ -8,8 +8,9 @@ import type { JobOptions } from '../base/job.ts';
 import type { ImageEvent } from '../core/format.ts';
 import { type BlockNode, backingChain } from '../core/node.ts';
 import type { ProtocolDriver } from '../core/protocol.ts';
+import { describedBelow } from '../image/graph-nodes.ts';
 import type { Image } from '../image/image.ts';
-import { type OpenImageOptions, openImage } from '../image/open.ts';
+import { type OpenImageOptions, type OpenOptionsInput, openImage } from '../image/open.ts';
 import { resolveReference } from '../image/references.ts';
 import type { CacheMode } from './convert.ts';
 import { identitiesOf } from './convert-target.ts';
@@ -80,6 +81,8 @@ interface CommitPlan {
   readonly name: string;
   /** `undefined`: found out once more, because nobody recorded it. */
   readonly format: string | undefined;
+  /** Open options of its layer and those below. */
+  readonly below: readonly OpenOptionsInput[];
 }
 
 function opening(options: CommitOptions): OpenImageOptions {
@@ -106,7 +109,8 @@ async function survey(name: string, options: CommitOptions): Promise<CommitPlan 
     const depth = options.base === undefined ? 1 : await findBase(layers, options.base, options);
     const base = layers[depth];
     if (base === undefined) return undefined;
-    return { depth, name: base.name, format: await formatOf(image, layers, depth) };
+    const below = (options.backingOptions ?? describedBelow(name)).slice(depth - 1);
+    return { depth, name: base.name, format: await formatOf(image, layers, depth), below };
   } finally {
     await image.close();
   }
@@ -189,15 +193,15 @@ class Commit {
   }
 
   async #openBase(): Promise<Image> {
-    const { name, format, depth } = this.#plan;
-    const { backing: _, dataFile: __, options: ___, backingOptions, lookAt, ...common } = opening(this.#options);
+    const { name, format, below } = this.#plan;
+    const { backing: _, dataFile: __, options: ___, lookAt, ...common } = opening(this.#options);
     try {
       const base = await openImage(name, {
         ...common,
         lookAt,
         format,
-        options: backingOptions?.[depth - 1],
-        backingOptions: backingOptions?.slice(depth),
+        options: below[0],
+        backingOptions: below.slice(1),
         readOnly: false,
         discard: common.discard ?? 'unmap',
       });

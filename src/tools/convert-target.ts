@@ -7,8 +7,10 @@ import { cliName } from '../base/options.ts';
 import type { FormatDriver } from '../core/format.ts';
 import { type BlockNode, childOf } from '../core/node.ts';
 import { type CreatePlan, planCreate } from '../image/create.ts';
+import { fileNameIn } from '../image/graph.ts';
 import type { Image } from '../image/image.ts';
 import { type OpenImageOptions, openImage } from '../image/open.ts';
+import { driversOf } from '../image/open-options.ts';
 import { requireFormat } from '../image/probe.ts';
 import {
   decideReference,
@@ -48,7 +50,9 @@ export async function requireNoInput(
   inputs: ReadonlySet<string>,
   options: ConvertOptions,
 ): Promise<void> {
-  const identity = (await protocolOf(name, options.protocols).status?.(name))?.identity;
+  const file = fileNameIn(name);
+  const identity =
+    file === undefined ? undefined : (await protocolOf(file, options.protocols).status?.(file))?.identity;
   if (identity !== undefined && inputs.has(identity)) throw targetIsInput(name);
 }
 
@@ -64,7 +68,7 @@ export async function backingIdentity(target: ConvertTarget, options: ConvertOpt
   const { backing, name } = target;
   if (backing === undefined) return undefined;
   const reference = { role: 'backing', name: backing.name, format: backing.format, readOnly: true } as const;
-  const { protocol, resolved } = resolveReference(reference, name, options.protocols);
+  const { protocol, resolved } = resolveReference(reference, fileNameIn(name) ?? '', options.protocols);
   return (await protocol.status?.(resolved))?.identity;
 }
 
@@ -159,8 +163,7 @@ export async function planTarget(
 }
 
 function pick(options: ConvertOptions) {
-  const { formats, probed, protocols, codecs, secrets, signal } = options;
-  return { formats, probed, protocols, codecs, secrets, signal };
+  return { ...driversOf(options), signal: options.signal };
 }
 
 export function isUnsafe(options: ConvertOptions): boolean {

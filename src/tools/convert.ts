@@ -8,6 +8,7 @@ import { backingChain } from '../core/node.ts';
 import type { BackingChoice, CreatePlan } from '../image/create.ts';
 import { Image } from '../image/image.ts';
 import { type ImageDrivers, type OpenImageOptions, type OpenOptionsInput, openImage } from '../image/open.ts';
+import { driversOf } from '../image/open-options.ts';
 import type { ReferencePolicy } from '../image/references.ts';
 import { bitmapsToCopy, copyBitmaps, requireBitmapTarget } from './convert-bitmaps.ts';
 import { DiskCopy } from './convert-copy.ts';
@@ -185,8 +186,7 @@ function cut({ image, offset, length }: ConvertWindow): ConvertWindow {
 }
 
 async function openSource(source: string | ConvertSource, options: ConvertOptions): Promise<Image> {
-  const { formats, probed, protocols, codecs, secrets, references, probeBacking, cacheBytes, signal, onEvent } =
-    options;
+  const { references, probeBacking, cacheBytes, signal, onEvent } = options;
   const {
     name,
     format,
@@ -196,11 +196,7 @@ async function openSource(source: string | ConvertSource, options: ConvertOption
     options: openOptions,
   } = typeof source === 'string' ? { name: source } : (source as ConvertSource);
   return openImage(name, {
-    formats,
-    probed,
-    protocols,
-    codecs,
-    secrets,
+    ...driversOf(options),
     references,
     probeBacking,
     cacheBytes,

@@ -181,7 +181,8 @@ async function factsOf(image: Image, options: OpenImageOptions): Promise<ImageIn
 /** What the name means, where the image has not asked: it may need its backing file no longer. */
 function resolvedName(image: Image, name: string, { protocols }: OpenImageOptions): string | undefined {
   try {
-    return resolveReference({ role: 'backing', name, readOnly: true }, image.name, protocols).resolved;
+    return resolveReference({ role: 'backing', name, readOnly: true }, image.location ?? image.name, protocols)
+      .resolved;
   } catch (error) {
     if (!isBlockError(error)) throw error;
     return undefined;

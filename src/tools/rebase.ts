@@ -158,7 +158,7 @@ class Rebase {
     const image = this.#image;
     try {
       const reference = { role: 'backing', name: to.name, readOnly: true } as const;
-      const { resolved } = resolveReference(reference, image.name, common.protocols);
+      const { resolved } = resolveReference(reference, image.location ?? image.name, common.protocols);
       const format = to.format ?? this.#assumedFormat(from);
       const base = await openImage(resolved, { ...common, format, options: toOptions, readOnly: true });
       try {

@@ -6,6 +6,7 @@ import type { JobOptions } from '../base/job.ts';
 import type { RecoveredRange, RecoveryFacet } from '../core/recovery.ts';
 import type { Image } from '../image/image.ts';
 import { type OpenImageOptions, openImage, type RecoverChoice } from '../image/open.ts';
+import { driversOf } from '../image/open-options.ts';
 import { protocolOf } from '../image/references.ts';
 import { type ConvertOptions, type ConvertTarget, convertImage } from './convert.ts';
 
@@ -51,10 +52,10 @@ export async function recoverImage(
   await requireNew(target.name, options);
   const { doubtful = 'include', lost = 'zero', withoutBacking, backing, onProgress, onRange, ...rest } = options;
   const { options: known, format, snapshot, ...converting } = rest;
-  const { formats, probed, protocols, codecs, secrets, references, probeBacking, cacheBytes, signal, onEvent } =
-    converting;
+  const { references, probeBacking, cacheBytes, signal, onEvent } = converting;
   const image = await openImage(source, {
-    ...{ formats, probed, protocols, codecs, secrets, references, probeBacking, cacheBytes, signal, onEvent },
+    ...driversOf(converting),
+    ...{ references, probeBacking, cacheBytes, signal, onEvent },
     ...{ format, snapshot, backing: withoutBacking === true ? undefined : backing },
     recover: {
       options: known,

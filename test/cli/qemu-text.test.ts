@@ -17,6 +17,9 @@ const WITHOUT: readonly string[] = [
   'reference.json',
   'reference.unprobed',
   'protocol.none',
+  'reference.no-location',
+  'graph.options-file',
+  'graph.backing-empty',
   // cowdisk's own options, and warnings
   'image.backing-override',
   // differences are cowdisk's own

@@ -1,6 +1,7 @@
 /** What `convert` says when it fails: qemu-img's frames around each error, and what became of the target. */
 import { type BlockError, isBlockError } from '../../base/errors.ts';
 import type { FormatDriver } from '../../core/format.ts';
+import { fileNameIn } from '../../image/graph.ts';
 import type { ImageDrivers } from '../../image/open.ts';
 import { protocolOf } from '../../image/references.ts';
 import type { ConvertTarget } from '../../tools/convert.ts';
@@ -76,7 +77,9 @@ export class ConvertErrors {
   async #interrupted(target: ConvertTarget, incomplete: boolean, error: unknown): Promise<unknown> {
     const { reason } = this.#cli.signal;
     if (!(reason instanceof Interruption)) return error;
-    const there = (await protocolOf(target.name, this.#drivers.protocols).status?.(target.name)) !== undefined;
+    const file = fileNameIn(target.name);
+    const protocol = file === undefined ? undefined : protocolOf(file, this.#drivers.protocols);
+    const there = file === undefined || (await protocol?.status?.(file)) !== undefined;
     const rest = there ? `'${target.name}' is as it was before` : `'${target.name}' does not exist`;
     const what = incomplete ? `'${target.name}' is incomplete` : `the unfinished copy was removed, ${rest}`;
     return new Failure(`interrupted: ${what}`, { status: reason.status, cause: error });

@@ -1,6 +1,7 @@
 /** `convert`: copies images into a new one. Owns the order of the checks, which is qemu-img's. */
 import { isBlockError } from '../../base/errors.ts';
 import type { FormatDriver, SnapshotSelector } from '../../core/format.ts';
+import { fileNameIn } from '../../image/graph.ts';
 import type { Image } from '../../image/image.ts';
 import type { ImageDrivers } from '../../image/open.ts';
 import { type ConvertOptions, type ConvertTarget, convertImage } from '../../tools/convert.ts';
@@ -239,8 +240,9 @@ class Conversion {
         onSalvage: (offset, length, error) => this.#errors.salvaged(offset, length, error),
         ...more,
       });
-      if (target.existing === true && result.probedRaw.includes(target.name)) {
-        warnProbed(cli, target.name, 'raw', { readOnly: false, quiet: this.#given.has('quiet') });
+      const file = fileNameIn(target.name) ?? target.name;
+      if (target.existing === true && result.probedRaw.includes(file)) {
+        warnProbed(cli, file, 'raw', { readOnly: false, quiet: this.#given.has('quiet') });
       }
     } catch (error) {
       throw (await this.#errors.jobFailure(target, error)) ?? failure(error);

@@ -50,7 +50,7 @@ async function collect(
       throw openFailure(cli, source.label, error);
     }
     if (info.probedRaw) warnProbed(cli, source.name, info.format, opening);
-    views.push(viewOf(info, source));
+    views.push(viewOf(info));
     source = chain ? layerBelow(info, references) : undefined;
     opening = { references: 'layer-only', lookAt: references, ...(quiet === undefined ? {} : { quiet }) };
   }
@@ -62,12 +62,12 @@ function layerBelow(info: ImageInfo, policy: ReferencePolicy): ImageSource | und
   const { name, resolved, opensAs } = info.backing;
   if (resolved === undefined) throw new Failure("Could not determine the filename of the image's backing file");
   decideReference(policy, { role: 'backing', name, format: opensAs, readOnly: true, resolved, from: info.name });
-  return { label: resolved, name: resolved, shown: undefined, format: opensAs, options: new Map() };
+  return { label: resolved, name: resolved, format: opensAs };
 }
 
-function viewOf(info: ImageInfo, source: ImageSource): InfoView {
+function viewOf(info: ImageInfo): InfoView {
   return {
-    filename: source.shown ?? info.name,
+    filename: info.name,
     format: info.format,
     virtualSize: info.virtualSize,
     actualSize: info.actualSize ?? info.children.find((child) => child.role === 'file')?.allocatedBytes,

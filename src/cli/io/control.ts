@@ -3,7 +3,7 @@ import { type BlockError, ERRNO_TEXT, errnoOf, isBlockError } from '../../base/e
 import { sleep as pause } from '../../base/job.ts';
 import { type Breakpoints, breakpointsOf } from '../../core/breakpoints.ts';
 import { Failure } from '../failure.ts';
-import { type ImageSource, parseImageSource, sourceOfOptions } from '../image-source.ts';
+import { changedSource, type ImageSource, parseImageSource, sourceOfOptions } from '../image-source.ts';
 import { type ListedOption, parseOptionList } from '../option-list.ts';
 import { describeError } from '../render/describe.ts';
 import { bytesArgument, millisecondsArgument } from './numbers.ts';
@@ -96,7 +96,7 @@ export async function reopen(session: Session, words: readonly string[]): Promis
   const { request } = opened;
   const wanted: OpenRequest = {
     ...request,
-    source: await changedSource(session, request.source, named),
+    source: await withChanges(session, request.source, options),
     readOnly: readOnly ?? request.readOnly,
     cache: cache ?? request.cache,
   };
@@ -109,20 +109,18 @@ export async function reopen(session: Session, words: readonly string[]): Promis
 }
 
 /** The image's options with those of `named` in the place of what they were. */
-async function changedSource(
+async function withChanges(
   session: Session,
   source: ImageSource,
-  named: ReadonlyMap<string, string>,
+  changes: readonly ListedOption[],
 ): Promise<ImageSource> {
   const { format } = session.image;
   const known = await session.opener.openOptionNames(format);
-  for (const [name, value] of named) {
+  for (const { name, value } of changes) {
     if (name === 'driver' && value === format) continue;
     if (!known.has(name)) throw new Failure(`Cannot change the option '${name.replace(/^file\./, '')}'`);
   }
-  const options = new Map([...source.options, ...named]);
-  options.delete('driver');
-  return { ...source, options };
+  return changes.length === 0 ? source : changedSource(source, changes);
 }
 
 async function exchange(session: Session, before: OpenRequest, wanted: OpenRequest): Promise<void> {

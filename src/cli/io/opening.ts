@@ -127,7 +127,8 @@ export class Opener {
     }
     const drivers = await this.#loaded();
     const image = await openImage(source.name, {
-      ...openOptionsOf(this.#cli, drivers, { ...source, discard: source.discard ?? request.discard }, choices),
+      ...openOptionsOf(this.#cli, drivers, source, choices),
+      discard: request.discard,
       unsafe: cache === 'unsafe',
     });
     let over: Image | undefined;

@@ -2,6 +2,7 @@
  *  Invariants: a reason that is not here is unknown to QEMU, and the house's sentence is shown; frames such as
  *  `Could not open 'NAME': ` are the caller's. */
 import { type BlockError, ERRNO_TEXT, type ErrorDetails, errnoOf, isBlockError } from '../../base/errors.ts';
+import { jsonProblem } from './json-problem.ts';
 import { BITMAP_TEXTS } from './qemu-text-bitmaps.ts';
 import { LUKS_TEXTS } from './qemu-text-luks.ts';
 import { QCOW2_TEXTS } from './qemu-text-qcow2.ts';
@@ -26,6 +27,25 @@ const TEXTS: Readonly<Record<string, TextRule>> = {
   'image.raw-signature': 'Operation not permitted',
   'image.snapshots': ({ format }) =>
     `Block format '${format}' used by device '' does not support temporarily loading internal snapshots`,
+  'graph.json': ({ text }) => `Could not parse the JSON options: JSON parse error, ${jsonProblem(String(text))}`,
+  'graph.json-empty': 'Could not parse the JSON options: Expecting a JSON value',
+  'graph.json-object': 'Invalid JSON object given',
+  'graph.reference': ({ name }) => `Cannot find device='${name}' nor node-name='${name}'`,
+  'graph.no-driver': 'Must specify either driver or file',
+  'graph.no-file': ({ child }) => `A block device must be specified for "${child}"`,
+  'graph.option': ({ name, format, protocol }) =>
+    protocol === true
+      ? `Block protocol '${format}' doesn't support the option '${name}'`
+      : `Block format '${format}' does not support the option '${name}'`,
+  'graph.value': ({ name, kind }) => valueText(String(name), kind),
+  'graph.switch': ({ name }) => `Parameter '${name}' expects 'on' or 'off'`,
+  'graph.discard': 'Invalid discard option',
+  'graph.detect-zeroes': ({ value }) => `invalid parameter value: ${value}`,
+  'graph.detect-zeroes-unmap':
+    'setting detect-zeroes to unmap is not allowed without setting discard operation to unmap',
+  'graph.node-name': ({ name }) => `Invalid node-name: '${name}'`,
+  'graph.node-name-twice': ({ name }) => `Duplicate nodes with node-name='${name}'`,
+  'file.no-name': "The 'file' block driver requires a file name",
   'protocol.unknown': ({ protocol }) => `Unknown protocol '${protocol}'`,
   'file.not-regular': ({ path, kind }, error) =>
     error.message.startsWith('could not create')
@@ -117,6 +137,15 @@ function fromSystem(error: BlockError): string | undefined {
   if (match === null) return undefined;
   const [, doing, name] = match as unknown as [string, string, string];
   return `Could not ${doing === 'create' ? 'create' : 'open'} '${name}': ${strerror(error)}`;
+}
+
+function valueText(name: string, kind: unknown): QemuText {
+  if (kind === 'bool') return { text: `Parameter '${name}' expects 'on' or 'off'` };
+  if (kind === 'int') return { text: `Parameter '${name}' expects a number` };
+  return {
+    text: `Parameter '${name}' expects a non-negative number below 2^64`,
+    hint: 'Optional suffix k, M, G, T, P or E means kilo-, mega-, giga-, tera-, peta-\nand exabytes, respectively.\n',
+  };
 }
 
 function notChanged(to: unknown, why: string): string {

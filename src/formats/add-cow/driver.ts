@@ -24,6 +24,7 @@ export const addCow = defineFormat({
   // What a kept image file holds is the disk where there is no backing file.
   capabilities: { create: true, write: true, backing: true, compress: false, check: true, zeroInit: false },
   openOptions,
+  fileChildren: { 'image-file': 'data' },
   createOptions,
   probe: ({ head }) => (isV9(head) || isV20(head) ? 100 : 0),
   open,

@@ -3,7 +3,7 @@
  *  an image with everything allocated never has its backing file opened. */
 import { type ErrorCode, isBlockError } from '../../base/errors.ts';
 import { alignUp } from '../../bytes/align.ts';
-import type { OpenContext, Reference, ReferenceStatus } from '../../core/format.ts';
+import { type OpenContext, type Reference, type ReferenceStatus, wantedBacking } from '../../core/format.ts';
 import type { BlockNode } from '../../core/node.ts';
 import { fault, RAW, SECTOR } from './layout.ts';
 import { type AddCowHeader, isAllAllocated } from './record.ts';
@@ -28,10 +28,11 @@ export async function openFiles(context: OpenContext, header: AddCowHeader): Pro
   // A raw image is its file, and without a layer for it every request has one step less.
   const format = header.imageFormat === RAW ? undefined : header.imageFormat;
   const image: Reference = { role: 'data', name: header.image.text, format, readOnly };
-  const below: Reference | undefined =
-    header.backing === undefined || isAllAllocated(header)
+  const recorded: Reference | undefined =
+    header.backing === undefined
       ? undefined
       : { role: 'backing', name: header.backing.text, format: header.backingFormat, readOnly: true };
+  const below = isAllAllocated(header) ? undefined : wantedBacking(context, recorded);
   const status = await look(context, image);
   const own = await context.file.status?.();
   if (status !== undefined && isSame(status, { resolved: context.name, identity: own?.identity })) {

@@ -4,7 +4,7 @@
 import { BlockError, hex, isBlockError } from '../../base/errors.ts';
 import type { OptionsOf } from '../../base/options.ts';
 import { lowBits } from '../../bytes/bits.ts';
-import { defineFormat, type OpenContext, type ReferenceStatus } from '../../core/format.ts';
+import { defineFormat, type OpenContext, type ReferenceStatus, wantedBacking } from '../../core/format.ts';
 import { backingFacts, mismatchError, mismatches } from './backing-facts.ts';
 import { createCow } from './create.ts';
 import { type CowDetection, type DetectInput, detectCow, explicitCow, probeCow } from './detect.ts';
@@ -26,23 +26,14 @@ async function open(context: OpenContext, options: OpenOptions): Promise<CowNode
   for (const message of detection.warnings) warn(context, 'cow.header', message);
   const tail = await tailOf(context, detection, options);
   const { header } = detection;
-  const { backingName } = header;
-  if (backingName === undefined) {
-    return new CowNode({
-      context,
-      detection,
-      backing: undefined,
-      backingStatus: undefined,
-      ignoreMismatch: options.ignoreMismatch,
-      ...tail,
-    });
-  }
+  const { backingName: name } = header;
   // UML never looks into its backing files; QEMU does.
   const format = layoutOf(header.layout).qemu ? undefined : 'raw';
-  const reference = { role: 'backing', name: backingName, format, readOnly: true } as const;
-  const backingStatus = await statusOf(context, backingName);
-  compare(context, detection, backingStatus, options);
-  const backing = await context.openReference(reference);
+  const recorded = name === undefined ? undefined : ({ role: 'backing', name, format, readOnly: true } as const);
+  const wanted = wantedBacking(context, recorded);
+  const backingStatus = wanted === undefined ? undefined : await statusOf(context, wanted.name);
+  if (wanted !== undefined) compare(context, detection, backingStatus, options);
+  const backing = wanted === undefined ? undefined : await context.openReference(wanted);
   return new CowNode({ context, detection, backing, backingStatus, ignoreMismatch: options.ignoreMismatch, ...tail });
 }
 

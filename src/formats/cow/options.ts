@@ -3,17 +3,23 @@ import { bool, choice, defineOptions, size, text } from '../../base/options.ts';
 import { COW_LAYOUT_IDS, CREATABLE_LAYOUT_IDS } from './layouts.ts';
 
 export const openOptions = defineOptions({
-  layout: choice(COW_LAYOUT_IDS, { help: 'layout of header, bitmap and data; found out when not given' }),
+  layout: choice(COW_LAYOUT_IDS, {
+    content: true,
+    help: 'layout of header, bitmap and data; found out when not given',
+  }),
   bitmapOffset: size({
     cli: 'bitmap-offset',
+    content: true,
     help: 'where the bitmap begins, for files with a mixed-up header (needs layout)',
   }),
   dataOffset: size({
     cli: 'data-offset',
+    content: true,
     help: 'where the data begins, for files with a mixed-up header (needs layout)',
   }),
   tail: choice(['strict', 'lenient'], {
     default: 'strict',
+    content: true,
     help: 'layouts v1 and v2-uml have no place for the bits of up to 7 last sectors: strict takes these sectors from the backing file, lenient believes the byte behind the bitmap (reading only)',
   }),
   ignoreMismatch: bool({

@@ -50,6 +50,7 @@ export const luks = defineFormat({
   // What was never written is what its decryption happens to give.
   capabilities: { create: true, write: true, backing: false, compress: false, check: false, zeroInit: false },
   openOptions,
+  fileChildren: { header: 'header' },
   createOptions,
   amendOptions,
   probe: ({ head }) => (isLuks(head) ? 100 : 0),

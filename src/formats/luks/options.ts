@@ -3,8 +3,8 @@
 import { bool, choice, defineOptions, int, type OptionsInput, type OptionsOf, size, text } from '../../base/options.ts';
 
 export const openOptions = defineOptions({
-  keySecret: text({ cli: 'key-secret', help: 'ID of the secret that provides the keyslot passphrase' }),
-  header: text({ help: 'File that holds the detached header' }),
+  keySecret: text({ cli: 'key-secret', content: true, help: 'ID of the secret that provides the keyslot passphrase' }),
+  header: text({ content: true, help: 'File that holds the detached header' }),
 });
 
 export type LuksOpenOptions = OptionsOf<typeof openOptions>;

@@ -4,7 +4,7 @@
  *  Write order at open: the header loses unknown autoclear bits, and stale bitmaps, before any guest write; a dirty image is repaired before any
  *  other write; bitmaps are marked in use last (bitmap-store.ts). */
 import { BlockError } from '../../base/errors.ts';
-import { defineFormat, type OpenContext } from '../../core/format.ts';
+import { defineFormat, type OpenContext, wantedBacking } from '../../core/format.ts';
 import type { BlockNode } from '../../core/node.ts';
 import { CacheBudget } from '../../core/table-cache.ts';
 import { Bitmaps } from './bitmaps.ts';
@@ -48,6 +48,7 @@ export const qcow2 = defineFormat({
     bitmaps: true,
   },
   openOptions,
+  fileChildren: { 'data-file': 'data' },
   createOptions,
   amendOptions,
   recoverOptions,
@@ -150,13 +151,10 @@ async function openDataFile(header: Qcow2Header, context: OpenContext): Promise<
 }
 
 async function openBacking(header: Qcow2Header, context: OpenContext): Promise<BlockNode | undefined> {
-  if (header.backingFile === undefined) return undefined;
-  return await context.openReference({
-    role: 'backing',
-    name: header.backingFile,
-    format: header.backingFormat,
-    readOnly: true,
-  });
+  const { backingFile: name, backingFormat: format } = header;
+  const recorded = name === undefined ? undefined : ({ role: 'backing', name, format, readOnly: true } as const);
+  const wanted = wantedBacking(context, recorded);
+  return wanted === undefined ? undefined : await context.openReference(wanted);
 }
 
 /** Their autoclear bit is off: a program that does not know bitmaps has written to the image. */

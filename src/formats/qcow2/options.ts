@@ -174,6 +174,7 @@ export const openOptions = defineOptions({
   encryptFormat: text({ cli: 'encrypt.format', help: 'Encryption that the image must have: aes or luks' }),
   encryptKeySecret: text({
     cli: 'encrypt.key-secret',
+    content: true,
     help: 'ID of secret providing qcow2 AES key or LUKS passphrase',
   }),
   encryptRoundLimit: int({

@@ -11,8 +11,8 @@ import { RawNode } from './raw-node.ts';
 const SECTOR = 512;
 
 const openOptions = defineOptions({
-  offset: size({ default: 0, help: 'where the disk begins in the file' }),
-  size: size({ help: 'bytes of the disk; to the end of the file when not given' }),
+  offset: size({ default: 0, content: true, help: 'where the disk begins in the file' }),
+  size: size({ content: true, help: 'bytes of the disk; to the end of the file when not given' }),
 });
 
 const createOptions = defineOptions({

@@ -4,7 +4,7 @@ import type { Pending } from '../../base/async.ts';
 import { BlockError, isBlockError } from '../../base/errors.ts';
 import { alignUp } from '../../bytes/align.ts';
 import type { FormatInfo, FormatNode, WritePlan } from '../../core/format.ts';
-import type { BlockNode, Child } from '../../core/node.ts';
+import { type BlockNode, type Child, formatBelow } from '../../core/node.ts';
 import type { RunList } from '../../core/run.ts';
 import type { Preallocation, ZeroOptions } from '../../core/store.ts';
 
@@ -14,7 +14,7 @@ export class RawNode implements FormatNode {
   readonly format = 'raw';
   readonly unit = 1;
   readonly zeroUnit = 1;
-  readonly recurse = 'status';
+  readonly recurse: 'status' | 'through';
   readonly readOnly: boolean;
   readonly children: readonly Child[];
   readonly #file: BlockNode;
@@ -25,6 +25,7 @@ export class RawNode implements FormatNode {
 
   constructor(file: BlockNode, name: string, readOnly: boolean, offset: number, window: number | undefined) {
     this.#file = file;
+    this.recurse = formatBelow(file) === undefined ? 'status' : 'through';
     this.#name = name;
     this.readOnly = readOnly;
     this.#offset = offset;
@@ -102,8 +103,9 @@ export class RawNode implements FormatNode {
 
   async close(): Promise<void> {}
 
-  info(): FormatInfo {
-    return { dirty: false };
+  async info(): Promise<FormatInfo> {
+    const below = await formatBelow(this.#file)?.info();
+    return { dirty: false, ...(below?.clusterSize === undefined ? {} : { clusterSize: below.clusterSize }) };
   }
 }
 

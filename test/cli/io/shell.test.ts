@@ -121,7 +121,7 @@ describe('the io command', () => {
     const said = await io([...commands('reopen -o lazy-refcounts=perhaps', 'write -q 0 1k', 'length'), disk]);
     expect(said.status).toBe(1);
     expect(said.out).toBe('4 MiB\n');
-    expect(said.err).toContain("'lazy-refcounts' expects 'on' or 'off'");
+    expect(said.err).toContain("option lazy-refcounts of qcow2: expected 'on' or 'off'");
   });
 
   it('copies whole clusters that are read, and nothing over what is being written', async () => {
