@@ -32,10 +32,12 @@ async function pages() {
   const { errorsPage } = await import('./docs/errors.mjs');
   const { apiPage } = await import('./docs/api.mjs');
   const { optionsPage } = await import('./docs/options.mjs');
+  const { findingsPage } = await import('./docs/findings.mjs');
   const { rowsPage } = await import('./docs/rows.mjs');
   const load = (path) => import(pathToFileURL(join(ROOT, 'dist', path)).href);
   const { ALL_FORMATS: formats } = await load('node.js');
   const { cliName } = await load('base/options.js');
+  const { auditRules } = await load('tools/audit.js');
   const { commandLineReference } = await load('cli/reference.js');
   const root = ROOT.replace(/[\\/]$/, '');
   const program = loadProgram(root);
@@ -43,6 +45,7 @@ async function pages() {
     ['reference/api.md', apiPage(program, root)],
     ['reference/cli.md', await commandLineReference()],
     ['reference/errors.md', errorsPage(program).text],
+    ['reference/findings.md', findingsPage(auditRules(formats))],
     ['reference/options.md', optionsPage({ formats, cliName })],
     ['formats/qcow2-rows.md', rowsPage(root)],
   ];

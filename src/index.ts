@@ -23,6 +23,16 @@ export {
 export { formatSize, GiB, KiB, MiB, parseSize, TiB } from './base/sizes.ts';
 export type { Codecs } from './codec/codecs.ts';
 export { type CodecsOptions, createCodecs } from './codec/create.ts';
+export {
+  AUDIT_SEVERITIES,
+  AuditBook,
+  type AuditContext,
+  type AuditFacet,
+  type AuditFinding,
+  type AuditPlace,
+  type AuditRule,
+  type AuditSeverity,
+} from './core/audit.ts';
 export { DirtyBitmap, isBitmapGranularity } from './core/dirty-bitmap.ts';
 export { EXTENT, type Extent, ExtentList } from './core/extent.ts';
 export { FlushGate } from './core/flush-gate.ts';
@@ -112,6 +122,7 @@ export type { ReferencePolicy, ResolvedReference } from './image/references.ts';
 export type { ReopenOptions } from './image/reopen.ts';
 export { MemoryStore, type MemoryStoreOptions } from './storage/memory.ts';
 export { type AmendImageOptions, amendImage } from './tools/amend.ts';
+export { type AuditImageOptions, type AuditReport, auditImage, auditRules } from './tools/audit.ts';
 export { type BenchOptions, benchImage } from './tools/bench.ts';
 export { type BitmapAction, type BitmapOptions, changeBitmap, dirtyExtents, listBitmaps } from './tools/bitmap.ts';
 export { type CheckImageOptions, type CheckReport, checkImage } from './tools/check.ts';

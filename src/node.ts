@@ -20,6 +20,7 @@ import { Image, type NewSnapshot } from './image/image.ts';
 import * as open from './image/open.ts';
 import { fileProtocol } from './storage/file.ts';
 import * as amend from './tools/amend.ts';
+import * as audit from './tools/audit.ts';
 import * as bitmap from './tools/bitmap.ts';
 import * as check from './tools/check.ts';
 import * as checksum from './tools/checksum.ts';
@@ -84,6 +85,15 @@ export function planCreate(
   options: Preset<create.CreateImageOptions>,
 ): Promise<create.CreatePlan> {
   return create.planCreate(sourceOf<ByteStore>(target), { ...presets(), ...options });
+}
+
+/** What an image could do to whoever opens it; nothing that it names is opened.
+ *  @throws {@link BlockError} as the isomorphic `auditImage`. */
+export function auditImage(
+  source: FileName | BlockNode,
+  options: Preset<audit.AuditImageOptions> = {},
+): Promise<audit.AuditReport> {
+  return audit.auditImage(sourceOf<BlockNode>(source), { ...presets(), ...options });
 }
 
 /** Facts of one layer.

@@ -6,6 +6,7 @@ import type { MaybePromise, Pending } from '../base/async.ts';
 import type { JobOptions } from '../base/job.ts';
 import type { OptionSchema, OptionsOf } from '../base/options.ts';
 import type { Codecs } from '../codec/codecs.ts';
+import type { AuditFacet } from './audit.ts';
 import type { BlockNode, Child } from './node.ts';
 import type { RecoveryFacet, RecoveryRequest } from './recovery.ts';
 import type { RunList } from './run.ts';
@@ -463,6 +464,8 @@ export interface FormatDriver<
   /** Creates an image of `virtualSize` bytes into `context.file`. */
   create?(context: CreateContext, virtualSize: number, options: OptionsOf<C>): Promise<void>;
   measure?(virtualSize: number, options: OptionsOf<C>, source?: BlockNode, signal?: AbortSignal): Promise<Measurement>;
+  /** What strangers may have put into an image, told without opening what it names, whether it can be opened or not. */
+  readonly auditor?: AuditFacet | undefined;
 }
 
 export function defineFormat<const N extends string, const O extends OptionSchema, const C extends OptionSchema>(

@@ -5,7 +5,7 @@ import { pathToFileURL } from 'node:url';
 import { describe, expect, it } from 'vitest';
 import { cliName } from '../../src/base/options.ts';
 import { commandLineReference } from '../../src/cli/reference.ts';
-import { ALL_FORMATS } from '../../src/node.ts';
+import { ALL_FORMATS, auditRules } from '../../src/node.ts';
 import { ROOT } from './run.ts';
 
 const STALE = 'stale; run: npm run docs';
@@ -27,6 +27,11 @@ describe('docs/reference', () => {
   it('has the options as the schemas have them', async () => {
     const { optionsPage } = await generator<{ optionsPage(library: object): string }>('options.mjs');
     expect(page('options.md') === optionsPage({ formats: ALL_FORMATS, cliName }), STALE).toBe(true);
+  });
+
+  it('has the findings of audits as the tables of rules have them', async () => {
+    const { findingsPage } = await generator<{ findingsPage(groups: object): string }>('findings.mjs');
+    expect(page('findings.md') === findingsPage(auditRules(ALL_FORMATS)), STALE).toBe(true);
   });
 
   it('has the errors and the library as the sources have them', async () => {

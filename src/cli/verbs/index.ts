@@ -21,6 +21,12 @@ const VERBS: Readonly<Record<string, VerbEntry>> = {
     spec: async () => (await import('./amend.ts')).amend,
     command: async () => (await import('../commands/amend.ts')).runAmend,
   },
+  audit: {
+    summary: 'tell what an image could do to whoever opens it, without opening what it names',
+    only: 'cowdisk',
+    spec: async () => (await import('./audit.ts')).audit,
+    command: async () => (await import('../commands/audit.ts')).runAudit,
+  },
   bench: {
     summary: 'send many requests to an image, and tell how long they took',
     spec: async () => (await import('./bench.ts')).bench,

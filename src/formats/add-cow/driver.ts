@@ -2,6 +2,7 @@
  *  Opening is: header → image file (whose length is the disk's) → backing file. Opening writes nothing. */
 import type { OptionsOf } from '../../base/options.ts';
 import { defineFormat, type OpenContext } from '../../core/format.ts';
+import { addCowAuditor } from './audit.ts';
 import { createAddCow } from './create.ts';
 import { openFiles } from './files.ts';
 import { readHeader } from './header.ts';
@@ -30,4 +31,5 @@ export const addCow = defineFormat({
   open,
   create: createAddCow,
   measure: measureAddCow,
+  auditor: addCowAuditor,
 });

@@ -16,7 +16,7 @@ import { type AddCowHeader, cutAtNul, type RecordedName, recordedName } from './
 
 const MAGIC = Uint8Array.of(0x41, 0x43, 0x4f, 0x57);
 
-const HeaderV20 = struct(
+export const HeaderV20 = struct(
   'add-cow header',
   V20_FIELDS,
   {

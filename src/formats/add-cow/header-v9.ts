@@ -8,7 +8,7 @@ const MAGIC = Uint8Array.of(0x41, 0x44, 0x44, 0x5f, 0x43, 0x4f, 0x57, 0xff);
 const V9_VERSION = 1;
 const VERSION_AT = 8;
 
-const HeaderV9 = struct('add-cow v9 header', V9_HEADER, {
+export const HeaderV9 = struct('add-cow v9 header', V9_HEADER, {
   magic: [0, bytes(8)],
   version: [VERSION_AT, u32],
   backingFile: [12, bytes(V9_NAME_BYTES)],

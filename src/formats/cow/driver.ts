@@ -5,6 +5,7 @@ import { BlockError, hex, isBlockError } from '../../base/errors.ts';
 import type { OptionsOf } from '../../base/options.ts';
 import { lowBits } from '../../bytes/bits.ts';
 import { defineFormat, type OpenContext, type ReferenceStatus, wantedBacking } from '../../core/format.ts';
+import { cowAuditor } from './audit.ts';
 import { backingFacts, mismatchError, mismatches } from './backing-facts.ts';
 import { createCow } from './create.ts';
 import { type CowDetection, type DetectInput, detectCow, explicitCow, probeCow } from './detect.ts';
@@ -162,4 +163,5 @@ export const cow = defineFormat({
   open,
   create: createCow,
   measure: measureCow,
+  auditor: cowAuditor,
 });

@@ -5,6 +5,7 @@ import type { BlockNode } from '../../core/node.ts';
 import { type LuksVolume, openLuks } from '../../crypto/luks.ts';
 import { isLuks } from '../../crypto/luks-header.ts';
 import { platformCrypto } from '../../crypto/runtime.ts';
+import { luksAuditor } from './audit.ts';
 import { createLuksImage } from './create.ts';
 import { requireKeySecret, subjectOf } from './fault.ts';
 import { measureLuks } from './measure.ts';
@@ -57,4 +58,5 @@ export const luks = defineFormat({
   open,
   create: createLuksImage,
   measure: measureLuks,
+  auditor: luksAuditor,
 });

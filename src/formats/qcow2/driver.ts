@@ -7,6 +7,7 @@ import { BlockError } from '../../base/errors.ts';
 import { defineFormat, type OpenContext, wantedBacking } from '../../core/format.ts';
 import type { BlockNode } from '../../core/node.ts';
 import { CacheBudget } from '../../core/table-cache.ts';
+import { qcow2Auditor } from './audit.ts';
 import { Bitmaps } from './bitmaps.ts';
 import { repairDirty } from './checker.ts';
 import { createQcow2 } from './create.ts';
@@ -63,6 +64,7 @@ export const qcow2 = defineFormat({
   recover: recoverQcow2,
   create: createQcow2,
   measure: measureQcow2,
+  auditor: qcow2Auditor,
 });
 
 async function openQcow2(context: OpenContext, options: Qcow2OpenOptions): Promise<Qcow2Node> {

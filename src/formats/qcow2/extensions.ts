@@ -65,11 +65,43 @@ export interface Extensions {
   readonly rawNames: RawNames;
 }
 
-interface Record {
+/** What the known extensions are called by. */
+export const EXTENSION = {
+  backingFormat: MAGIC_BACKING_FORMAT,
+  featureNames: MAGIC_FEATURE_NAMES,
+  crypto: MAGIC_CRYPTO,
+  bitmaps: MAGIC_BITMAPS,
+  dataFile: MAGIC_DATA_FILE,
+} as const;
+
+/** An extension as it stands in the header area. */
+export interface ExtensionRecord {
   readonly magic: number;
   readonly at: number;
   readonly data: Uint8Array;
 }
+
+/** The records of `area[start, end)` up to the end marker, or to the first that is broken, and where they end. Judges nothing. */
+export function wholeRecords(
+  area: Uint8Array,
+  start: number,
+  end: number,
+): { readonly records: readonly ExtensionRecord[]; readonly end: number; readonly broken: boolean } {
+  const found: ExtensionRecord[] = [];
+  let at = start;
+  try {
+    for (const record of records(area, start, end, '')) {
+      found.push(record);
+      at = record.at + ExtensionHead.size + Math.ceil(record.data.length / 8) * 8;
+    }
+  } catch {
+    // whoever decodes the header tells what is wrong
+    return { records: found, end: at, broken: true };
+  }
+  return { records: found, end: Math.min(end, at + ExtensionHead.size), broken: false };
+}
+
+type Record = ExtensionRecord;
 
 /** Walks the records in `[start, end)` up to the end marker. */
 function* records(area: Uint8Array, start: number, end: number, name: string): Generator<Record> {

@@ -6,6 +6,7 @@ import { choice, defineOptions, type OptionsOf, size } from '../../base/options.
 import { alignUp } from '../../bytes/align.ts';
 import { type CreateContext, defineFormat, type Measurement, type OpenContext } from '../../core/format.ts';
 import type { BlockNode } from '../../core/node.ts';
+import { rawAuditor } from './audit.ts';
 import { RawNode } from './raw-node.ts';
 
 const SECTOR = 512;
@@ -93,4 +94,5 @@ export const raw = defineFormat({
   open,
   create,
   measure,
+  auditor: rawAuditor,
 });
