@@ -22,7 +22,9 @@ const WITHOUT: readonly string[] = [
   'graph.backing-empty',
   // cowdisk's own options, and warnings
   'image.backing-override',
-  // differences are cowdisk's own
+  // audits and differences are cowdisk's own
+  'audit.not-a-file',
+  'audit.format',
   'diff.block',
   // recovery is cowdisk's own
   'image.recover',
