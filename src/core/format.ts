@@ -404,7 +404,16 @@ export interface CreateContext {
   referenceStatus(reference: Reference): Promise<ReferenceStatus | undefined>;
   /** As {@link Secrets}. */
   secret(id: string): Uint8Array;
+  /** In place of the runtime's: for images that must be the same each time. What is encrypted by a key of that kind is no secret. */
+  readonly chance?: Chance | undefined;
   readonly signal?: AbortSignal | undefined;
+}
+
+/** Where keys and salts of new images come from, and the time that tells how fast the machine is. */
+export interface Chance {
+  fillRandom(into: Uint8Array): void;
+  /** Milliseconds since some moment; never goes back. */
+  now(): number;
 }
 
 export interface ProbeInput {

@@ -3,7 +3,7 @@
  *  replaced only when the new image is complete; after a failure no file is left that was not there before. */
 import { BlockError, isBlockError } from '../base/errors.ts';
 import { cliName, type OptionsInput, type OptionsOf, resolveOptions } from '../base/options.ts';
-import type { CreateContext, FormatDriver, Reference, ReferenceStatus } from '../core/format.ts';
+import type { Chance, CreateContext, FormatDriver, Reference, ReferenceStatus } from '../core/format.ts';
 import type { BlockNode } from '../core/node.ts';
 import type { ProtocolDriver } from '../core/protocol.ts';
 import { secretsOf } from '../core/secrets.ts';
@@ -44,6 +44,8 @@ export interface CreateImageOptions extends ImageDrivers {
   readonly references?: ReferencePolicy | undefined;
   /** Identities of files that must not become part of the new image: the sources of a conversion. */
   readonly protect?: ReadonlySet<string> | undefined;
+  /** For images that must be the same each time, the fuzzer's: see {@link Chance}. */
+  readonly chance?: Chance | undefined;
   /** Nothing need be durable, not even at the end. Default false. */
   readonly unsafe?: boolean | undefined;
   readonly signal?: AbortSignal | undefined;
@@ -313,6 +315,7 @@ class Plan implements CreatePlan {
       createReference: (asked, existing) => named.create(asked, existing),
       referenceStatus: (asked) => this.#lookAt(asked),
       secret: secretsOf(this.#given.secrets),
+      chance: this.#given.chance,
       signal: this.#given.signal,
     };
     try {

@@ -66,7 +66,7 @@ describe('a hostile image', () => {
     const rare = hits.filter(([, count]) => count < HITS);
     expect(rare).toEqual([]);
     expect(hits.reduce((sum, [, count]) => sum + count, 0)).toBe(CASES / 2);
-    expect(kinds.length).toBe(62);
+    expect(kinds.length).toBe(77);
     // and the cases are not all refused at the door
     for (const step of [
       'open',

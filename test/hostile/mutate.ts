@@ -1,10 +1,12 @@
 /** Makes hostile images: one recipe per case number, the same for the same seed on every machine.
  *  Even cases keep the magic and set one field or entry to a boundary value, each kind in turn; odd ones flip bytes, cut the file off,
  *  append garbage, or set several fields. */
+import type { Anatomy, FuzzField as Field } from '../../src/core/fuzz.ts';
+import { anatomyOf } from '../../src/formats/qcow2/fuzz-fields.ts';
 import type { MemoryStore } from '../../src/storage/memory.ts';
 import { below, seededRandom } from '../../src/testing/random.ts';
+import { encoded, otherValue } from '../../src/tools/fuzz/values.ts';
 import { type Base, byteOf, copyOf, type SparseFile } from './bases.ts';
-import { type Anatomy, anatomyOf, type Field } from './fields.ts';
 
 /** Bytes; making them takes time. */
 const GARBAGE_LIMIT = 64 * 1024;
@@ -67,14 +69,8 @@ export class Mutator {
   }
 
   #set(base: string, field: Field, random: () => number): readonly [number, string] {
-    const { old } = field;
-    const width = BigInt(field.bytes * 8);
-    const values = boundaries(field, width, this.#anatomies.get(base) as Anatomy);
-    for (;;) {
-      const value = BigInt.asUintN(Number(width), pick(random, values));
-      // one value in a few is the old one: no damage, no case
-      if (value !== old) return [field.at, value.toString(16).padStart(field.bytes * 2, '0')];
-    }
+    const anatomy = this.#anatomies.get(base) as Anatomy;
+    return [field.at, encoded(field, otherValue(field, anatomy, random))];
   }
 
   #random(turn: number, random: () => number): Recipe {
@@ -129,35 +125,6 @@ export function bake(recipe: Recipe, bases: ReadonlyMap<string, Base>): MemorySt
     void store.write(store.size, garbage);
   }
   return store;
-}
-
-/** What a number of that kind is set to: the ends of every range that somebody may check, or forget to. */
-function boundaries(field: Field, width: bigint, anatomy: Anatomy): bigint[] {
-  const { old } = field;
-  const max = (1n << width) - 1n;
-  const half = 1n << (width - 1n);
-  const values = [0n, 1n, 2n, 3n, 5n, 9n, 22n, 64n, max, max - 1n, half, half - 1n, half + 1n];
-  values.push(old + 1n, old - 1n, old * 2n, old / 2n, old + 8n);
-  for (let bit = 0n; bit < width; bit++) values.push(old ^ (1n << bit));
-  if (field.role === 'text') values.push(0x2fn, 0x2en, 0x3an, 0xc3n, 0x7fn);
-  if (width <= 16n) return values;
-  const cluster = BigInt(anatomy.clusterSize);
-  values.push(511n, 512n, 1023n, 1024n, 1025n, 65535n, 65536n, 65537n, (1n << 31n) - 1n, 1n << 31n, (1n << 31n) + 1n);
-  values.push(cluster, cluster - 1n, cluster + 1n, 0x40_0000n, 0x40_0001n);
-  if (width < 64n) return values;
-  for (const exponent of [32n, 40n, 47n, 53n, 55n, 56n, 62n, 63n]) {
-    values.push(1n << exponent, (1n << exponent) - 1n, (1n << exponent) + 1n, (1n << exponent) - cluster);
-  }
-  if (field.role === 'number' || field.role === 'flags') return values;
-  const flags = field.role === 'entry' ? [0n, 1n << 63n, 1n << 62n, 1n, (1n << 63n) + 1n, 3n << 62n, 1n << 57n] : [0n];
-  for (const landmark of anatomy.landmarks) {
-    for (const flag of flags) values.push(BigInt(landmark) | flag);
-    values.push(BigInt(landmark) + 512n, BigInt(landmark) + cluster / 2n, BigInt(landmark) + 1n);
-  }
-  // the table that holds the entry
-  const self = BigInt(field.at) - (BigInt(field.at) % cluster);
-  for (const flag of flags) values.push(self | flag, self | flag);
-  return values;
 }
 
 function flip(file: SparseFile, at: number, random: () => number): readonly [number, string] {

@@ -119,9 +119,10 @@ const BIT_FILES = [
   /^codec\//,
   /^cli\//,
   /^formats\/[^/]+\/entries\.ts$/,
-  /^testing\/random\.ts$/,
   // a hash of names, as QEMU has it
   /^base\/json-text\.ts$/,
+  /^base\/random\.ts$/,
+  /^formats\/[^/]+\/fuzz[^/]*\.ts$/,
 ];
 /** Flags, never offsets. */
 const BIT_FLAGS: Readonly<Record<string, string>> = {
@@ -324,8 +325,8 @@ class FileCheck {
       this.#tell(position, 'tools-formats', `imports '${target}'`);
     }
     if (other < mine || UPSTAIRS[this.#file]?.rooms.includes(to) === true) return;
-    // The list of all formats is the one place that knows several rooms of formats.
-    if (this.#file === 'formats/all.ts' && to.startsWith('formats/')) return;
+    // The lists of all formats are the places that know several rooms of formats.
+    if (/^formats\/all(-fuzz)?\.ts$/.test(this.#file) && to.startsWith('formats/')) return;
     if (other > mine) this.#tell(position, 'downward', `floor ${mine} imports '${target}' from floor ${other}`);
     else if (!NEIGHBOURS.some(([from, known]) => from === this.#room && known === to)) {
       this.#tell(position, 'same-floor', `the room '${this.#room}' imports '${target}'`);

@@ -3,7 +3,7 @@
 import { throwIfAborted } from '../../base/job.ts';
 import type { CreateContext } from '../../core/format.ts';
 import { createLuks, planLuks } from '../../crypto/create-luks.ts';
-import { platformCrypto } from '../../crypto/runtime.ts';
+import { cryptoWith } from '../../crypto/runtime.ts';
 import { luksFault, requireKeySecret, subjectOf } from './fault.ts';
 import type { LuksCreateOptions } from './options.ts';
 
@@ -21,7 +21,7 @@ export async function createLuksImage(
     const { headerBytes } = planLuks(options, subjectOf(name));
     await makeRoom(context, headerBytes, options.detachedHeader ? 0 : virtualSize, options);
     throwIfAborted(signal);
-    const { key } = await createLuks(context.file, platformCrypto, {
+    const { key } = await createLuks(context.file, cryptoWith(context.chance), {
       ...options,
       subject: subjectOf(name),
       detached: options.detachedHeader,

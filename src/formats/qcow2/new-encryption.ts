@@ -7,7 +7,7 @@ import { alignUp } from '../../bytes/align.ts';
 import type { CreateContext } from '../../core/format.ts';
 import type { AlgorithmOptions } from '../../crypto/algorithms.ts';
 import { createLuks, planLuks } from '../../crypto/create-luks.ts';
-import { platformCrypto } from '../../crypto/runtime.ts';
+import { cryptoWith } from '../../crypto/runtime.ts';
 import { HeaderWindow, needsKey, subjectOf } from './encryption.ts';
 import type { CryptoPointer } from './extensions.ts';
 import type { Qcow2CreateOptions } from './options.ts';
@@ -98,7 +98,7 @@ export function newPassphrase(context: CreateContext, { method }: NewEncryption,
 /** Writes the LUKS header into its place. Durable when it ends.
  *  @throws {@link BlockError} as `createLuks`. */
 export async function writeLuksHeader(
-  { file, name }: CreateContext,
+  { file, name, chance }: CreateContext,
   { offset, length }: CryptoPointer,
   clusterSize: number,
   passphrase: Uint8Array,
@@ -106,7 +106,7 @@ export async function writeLuksHeader(
 ): Promise<void> {
   // a device has an old content, and slots that are not used must not look like something
   await file.writeZeroes(offset, alignUp(length, clusterSize));
-  const { key } = await createLuks(new HeaderWindow(file, offset, length), platformCrypto, {
+  const { key } = await createLuks(new HeaderWindow(file, offset, length), cryptoWith(chance), {
     ...algorithmsOf(options),
     iterTime: options.encryptIterTime,
     subject: subjectOf(name),
