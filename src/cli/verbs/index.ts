@@ -85,6 +85,12 @@ const VERBS: Readonly<Record<string, VerbEntry>> = {
     spec: async () => (await import('./diff.ts')).diff,
     command: async () => (await import('../commands/diff.ts')).runDiff,
   },
+  fuzz: {
+    summary: 'run commands on damaged images, and keep what crashed, hung or grew',
+    only: 'cowdisk',
+    spec: async () => (await import('./fuzz.ts')).fuzz,
+    command: async () => (await import('../commands/fuzz.ts')).runFuzzVerb,
+  },
   info: {
     summary: 'show what an image is: format, sizes, backing file, snapshots',
     spec: async () => (await import('./info.ts')).info,
