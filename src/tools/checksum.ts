@@ -158,6 +158,12 @@ class Walk {
   }
 }
 
-function toHex(bytes: Uint8Array): string {
+/** A hash as it is printed. */
+export function toHex(bytes: Uint8Array): string {
   return Array.from(bytes, (byte) => byte.toString(16).padStart(2, '0')).join('');
+}
+
+/** @param hash what {@link toHex} made. */
+export function fromHex(hash: string): Uint8Array {
+  return Uint8Array.from({ length: hash.length / 2 }, (_, i) => Number.parseInt(hash.slice(i * 2, i * 2 + 2), 16));
 }
