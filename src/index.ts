@@ -122,9 +122,11 @@ export type { ReferencePolicy, ResolvedReference } from './image/references.ts';
 export type { ReopenOptions } from './image/reopen.ts';
 export { MemoryStore, type MemoryStoreOptions } from './storage/memory.ts';
 export { type AmendImageOptions, amendImage } from './tools/amend.ts';
+export { type ApplyOptions, type ApplyResult, applyDelta } from './tools/apply.ts';
 export { type AuditImageOptions, type AuditReport, auditImage, auditRules } from './tools/audit.ts';
 export { type BenchOptions, benchImage } from './tools/bench.ts';
 export { type BitmapAction, type BitmapOptions, changeBitmap, dirtyExtents, listBitmaps } from './tools/bitmap.ts';
+export type { ByteSource } from './tools/byte-feed.ts';
 export { type CheckImageOptions, type CheckReport, checkImage } from './tools/check.ts';
 export { CHECKSUM_BLOCK, type Checksum, type ChecksumOptions, checksumImage } from './tools/checksum.ts';
 export { type CommitOptions, type CommitResult, commitImage } from './tools/commit.ts';
@@ -139,6 +141,7 @@ export {
   type ConvertWindow,
   convertImage,
 } from './tools/convert.ts';
+export { type DeltaOptions, type DeltaResult, writeDelta } from './tools/delta.ts';
 export { type DetachOptions, type DetachResult, detachImage } from './tools/detach.ts';
 export { type DiffOptions, type DiffSummary, diffImages } from './tools/diff.ts';
 export type { DifferenceKind, DiffRange } from './tools/difference.ts';

@@ -20,13 +20,16 @@ import { Image, type NewSnapshot } from './image/image.ts';
 import * as open from './image/open.ts';
 import { fileProtocol } from './storage/file.ts';
 import * as amend from './tools/amend.ts';
+import * as apply from './tools/apply.ts';
 import * as audit from './tools/audit.ts';
 import * as bitmap from './tools/bitmap.ts';
+import type { ByteSource } from './tools/byte-feed.ts';
 import * as check from './tools/check.ts';
 import * as checksum from './tools/checksum.ts';
 import * as commit from './tools/commit.ts';
 import * as compare from './tools/compare.ts';
 import * as convert from './tools/convert.ts';
+import * as delta from './tools/delta.ts';
 import * as detach from './tools/detach.ts';
 import * as diff from './tools/diff.ts';
 import type { DiffRange } from './tools/difference.ts';
@@ -168,6 +171,39 @@ export async function* diffImages(
   await using a = await Opened.of(first, opening);
   await using b = await Opened.of(second, opening);
   return yield* diff.diffImages(a.image, b.image, options);
+}
+
+/** Writes what makes the disk of `first` that of `second` to a delta file; images given by name are opened and closed here.
+ *  @throws {@link BlockError} as `openImage` and the isomorphic `writeDelta`. */
+export async function writeDelta(
+  first: FileName | Image,
+  second: FileName | Image,
+  target: FileName | ByteStore,
+  options: delta.DeltaOptions & Preset<open.OpenImageOptions> = {},
+): Promise<delta.DeltaResult> {
+  const { block, compression, checksums, onProgress, ...opening } = options;
+  await using a = await Opened.of(first, opening);
+  await using b = await Opened.of(second, opening);
+  return await delta.writeDelta(a.image, b.image, sourceOf<ByteStore>(target), { ...presets(), ...options });
+}
+
+/** Makes the disk of an image what a delta leads to; an image given by name is opened for writing, and closed, here.
+ *  @throws {@link BlockError} as `openImage` and the isomorphic `applyDelta`. */
+export async function applyDelta(
+  image: FileName | Image,
+  source: FileName | ByteSource,
+  options: apply.ApplyOptions & Preset<open.OpenImageOptions> = {},
+): Promise<apply.ApplyResult> {
+  const { resume, verify, name, onProgress, ...opening } = options;
+  const file = typeof source === 'string' || source instanceof URL ? pathOf(source) : undefined;
+  const store = file === undefined ? undefined : await fileProtocol.open(file, { readOnly: true });
+  try {
+    await using opened = await Opened.of(image, { ...opening, readOnly: false });
+    const from = store ?? (source as ByteSource);
+    return await apply.applyDelta(opened.image, from, { ...presets(), name: file, ...options });
+  } finally {
+    await store?.close();
+  }
 }
 
 /** Checks, and with `fix` repairs, an image.

@@ -7,8 +7,9 @@ import type { ByteStore } from '../core/store.ts';
 /** Where bytes come from: a store is read from its beginning. */
 export type ByteSource = ByteStore | AsyncIterable<Uint8Array>;
 
+/** Streams have a `read`, too. */
 export function isStore(source: ByteSource): source is ByteStore {
-  return 'read' in source && typeof source.read === 'function';
+  return !(Symbol.asyncIterator in source);
 }
 
 /** Bytes of one read of a store. */
@@ -64,7 +65,9 @@ export class ByteFeed {
     throwIfAborted(this.#signal);
     const next = await this.#pieces.next();
     if (next.done === true) return false;
-    this.#piece = next.value;
+    // A Buffer cuts without copying, which whoever keeps a part does not expect.
+    const { buffer, byteOffset, length } = next.value;
+    this.#piece = new Uint8Array(buffer, byteOffset, length);
     this.#used = 0;
     return true;
   }

@@ -21,6 +21,12 @@ const VERBS: Readonly<Record<string, VerbEntry>> = {
     spec: async () => (await import('./amend.ts')).amend,
     command: async () => (await import('../commands/amend.ts')).runAmend,
   },
+  apply: {
+    summary: 'make an image what a delta file leads to',
+    only: 'cowdisk',
+    spec: async () => (await import('./apply.ts')).apply,
+    command: async () => (await import('../commands/apply.ts')).runApply,
+  },
   audit: {
     summary: 'tell what an image could do to whoever opens it, without opening what it names',
     only: 'cowdisk',
@@ -72,6 +78,12 @@ const VERBS: Readonly<Record<string, VerbEntry>> = {
     summary: 'copy a part of an image into a new one, counted in blocks',
     spec: async () => (await import('./dd.ts')).dd,
     command: async () => (await import('../commands/dd.ts')).runDd,
+  },
+  delta: {
+    summary: 'write what makes one disk of another to a file',
+    only: 'cowdisk',
+    spec: async () => (await import('./delta.ts')).delta,
+    command: async () => (await import('../commands/delta.ts')).runDelta,
   },
   detach: {
     summary: 'make the data file of an image a disk of its own',
