@@ -45,6 +45,23 @@ export async function sleep(ms: number, signal?: AbortSignal): Promise<void> {
 /** The longest time that a timer can be set to, milliseconds. */
 const LONGEST_TIMER = 2 ** 31 - 1;
 
+/** Time, for what must wait for it: given by the caller where it is to be another one than the system's. */
+export interface Clock {
+  /** Milliseconds since some moment; never goes back. */
+  now(): number;
+  /** Runs `task` once, not before `ms` milliseconds from now (or 24 days, if that is less). @returns stops it. */
+  after(ms: number, task: () => void): () => void;
+}
+
+/** The system's clock. What waits for it keeps the process alive. */
+export const SYSTEM_CLOCK: Clock = {
+  now: () => performance.now(),
+  after: (ms, task) => {
+    const timer = setTimeout(task, Math.min(ms, LONGEST_TIMER));
+    return () => clearTimeout(timer);
+  },
+};
+
 /** Runs `task` once, `ms` milliseconds from now (24 days at most), unless the function returned is called before. Keeps no process alive. */
 export function later(ms: number, task: () => void): () => void {
   const timer: unknown = setTimeout(task, Math.min(ms, LONGEST_TIMER));

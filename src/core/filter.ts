@@ -35,6 +35,8 @@ export interface FilterContext {
   children(name: string): readonly BlockNode[];
   /** The bytes of a small file that an option names, at most 1 MiB. @throws {@link BlockError} as opening it, TOO_LARGE. */
   readFile(name: string): Promise<Uint8Array>;
+  /** The node that was given this name (`node-name`), among those opened for the children. */
+  nodeNamed(name: string): BlockNode | undefined;
   /** By id. */
   readonly objects: ReadonlyMap<string, GraphObject>;
   report(event: ImageEvent): void;

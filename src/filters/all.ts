@@ -1,4 +1,9 @@
 /** Every filter there is. A filter is found by its name; the order has no meaning. */
 import type { FilterDriver } from '../core/filter.ts';
+import { blklogwrites } from './blklogwrites.ts';
+import { copyOnRead } from './copy-on-read.ts';
+import { preallocate } from './preallocate.ts';
+import { quorum } from './quorum-driver.ts';
+import { throttle } from './throttle.ts';
 
-export const ALL_FILTERS: readonly FilterDriver[] = [];
+export const ALL_FILTERS: readonly FilterDriver[] = [blklogwrites, copyOnRead, preallocate, quorum, throttle];

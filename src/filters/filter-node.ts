@@ -1,6 +1,7 @@
 /** What all filters of one child share: every request goes on to the child unchanged, and a filter overrides what it changes.
  *  Invariant: nothing is added to a request and nothing is kept of it; the child is never closed here, it belongs to whoever built the graph. */
 import type { Pending } from '../base/async.ts';
+import { BlockError } from '../base/errors.ts';
 import type { ExtentList } from '../core/extent.ts';
 import type { BlockNode, Child, ChildRole } from '../core/node.ts';
 import {
@@ -45,6 +46,7 @@ export class FilterNode extends BaseStore {
   }
 
   async status(): Promise<StoreStatus> {
+    if (this.closed) throw new BlockError('CLOSED', `"${this.name}": status after close`);
     return (await this.inner.status?.()) ?? {};
   }
 

@@ -239,6 +239,7 @@ export class GraphNodes {
     const children: { readonly child: FilterChild; readonly place: string; readonly opened: OpenedNode }[] = [];
     for (const child of filter.children) {
       const places = child.list === true ? spec.listed(child.name) : [child.name];
+      if (child.list === true) requireListed(spec, child.name, places);
       for (const place of places) {
         const opened = await this.#child(filter, child, spec.child(place), below, probed, above);
         if (opened !== undefined) children.push({ child, place, opened });
@@ -255,6 +256,7 @@ export class GraphNodes {
       readOnly: below.readOnly,
       children: (name) => children.filter(({ child }) => child.name === name).map(({ opened }) => opened.node),
       readFile: (name) => this.#readFile(name),
+      nodeNamed: (name) => this.#named.get(name)?.node,
       objects: this.#host.objects,
       report: (event) => this.#host.report(event),
       signal: this.#host.signal,
@@ -380,6 +382,13 @@ function isRefusedWriting(error: unknown): boolean {
 
 function missingChild(driver: string, child: string): BlockError {
   return mistake('no-file', `${driver}: needs a node for '${child}'`, { driver, child });
+}
+
+/** What stands behind a gap in the numbers would be overlooked. */
+function requireListed(spec: NodeSpec, list: string, places: readonly string[]): void {
+  const stray = [...spec.own(places).keys()].find((key) => key === list || key.startsWith(`${list}.`));
+  if (stray === undefined) return;
+  throw mistake('list', `'${stray}': ${list} are numbered from 0 without a gap`, { name: list });
 }
 
 function unknownOption(driver: string, option: string, isProtocol: boolean): BlockError {

@@ -4,6 +4,7 @@ import { settleAll } from '../base/async.ts';
 import { BlockError, isBlockError } from '../base/errors.ts';
 import { type JobOptions, Pacer, throwIfAborted } from '../base/job.ts';
 import { MiB } from '../base/sizes.ts';
+import { areEqual } from '../bytes/equal.ts';
 import { isZero } from '../bytes/zeros.ts';
 import type { Image } from '../image/image.ts';
 import { StatusCursor } from './status-cursor.ts';
@@ -30,8 +31,6 @@ export type CompareResult =
     };
 
 const CHUNK = 2 * MiB;
-/** Node's comparison takes any byte array; elsewhere bytes are compared one by one. */
-const memcmp: typeof Buffer.prototype.compare | undefined = globalThis.Buffer?.prototype.compare;
 const SECTOR = 512;
 
 /** Compares what a guest would read.
@@ -202,11 +201,4 @@ function firstDifferentSector(a: Uint8Array, b: Uint8Array): number | undefined 
     else end = middle;
   }
   return start;
-}
-
-/** Whether `[start, end)` of both is the same. */
-export function areEqual(a: Uint8Array, b: Uint8Array, start: number, end: number): boolean {
-  if (memcmp !== undefined) return memcmp.call(a, b, start, end, start, end) === 0;
-  for (let i = start; i < end; i++) if (a[i] !== b[i]) return false;
-  return true;
 }

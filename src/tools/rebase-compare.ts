@@ -5,11 +5,11 @@ import { BlockError, isBlockError } from '../base/errors.ts';
 import { type JobOptions, Pacer, throwIfAborted } from '../base/job.ts';
 import { MiB } from '../base/sizes.ts';
 import { alignDown, alignUp } from '../bytes/align.ts';
+import { areEqual } from '../bytes/equal.ts';
 import { isZero } from '../bytes/zeros.ts';
 import type { BlockNode } from '../core/node.ts';
 import type { WriteOptions } from '../core/store.ts';
 import type { Image } from '../image/image.ts';
-import { areEqual } from './compare.ts';
 import { layerCursor } from './held-layers.ts';
 import { StatusCursor } from './status-cursor.ts';
 

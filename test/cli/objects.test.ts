@@ -80,3 +80,71 @@ describe('objects defined on the command line', () => {
     expect(() => new Objects().add('secret,id=s,data=geheim,foo=x')).toThrow(/^(?!.*geheim)/);
   });
 });
+
+describe('throttle groups defined on the command line', () => {
+  const group = (properties: string) => () => new Objects().add(`throttle-group,id=g0,${properties}`);
+
+  it('are kept by their id, in either spelling, from a list or from JSON', () => {
+    const objects = new Objects();
+    objects.add('throttle-group,id=a,x-iops-total=100');
+    objects.add('throttle-group,id=b,limits.bps-read=0x10,limits.bps-read-max=32');
+    objects.add('{"qom-type":"throttle-group","id":"c","limits":{"iops-total":100}}');
+    objects.add('throttle-group,id=d');
+    expect([...objects.graphObjects].map(([id, { type }]) => `${id}: ${type}`)).toEqual([
+      'a: throttle-group',
+      'b: throttle-group',
+      'c: throttle-group',
+      'd: throttle-group',
+    ]);
+  });
+
+  it.each([
+    [
+      'x-iops-total=100,x-iops-read=10',
+      'bps/iops/max total values and read/write values cannot be used at the same time',
+    ],
+    ['x-iops-total=1000000000000001', 'bps/iops/max values must be within [0, 1000000000000000]'],
+    ['limits.iops-total=-1', 'bps/iops/max values must be within [0, 1000000000000000]'],
+    ['x-iops-total=-1', 'Property values cannot be negative'],
+    ['x-iops-total=1k', "Parameter 'x-iops-total' expects integer"],
+    ['limits.iops-total=9223372036854775808', "Parameter 'limits.iops-total' expects integer"],
+    ['x-foo=1', "Parameter 'x-foo' is unexpected"],
+    ['limits.foo=1', "Parameter 'limits.foo' is unexpected"],
+    ['limits.foo.x=1', "Parameters 'limits.foo.*' are unexpected"],
+    ['foo.x=1', "Parameters 'foo.*' are unexpected"],
+    ['limits=1', "Invalid parameter type for 'limits', expected: object"],
+    ['limits.iops-read=1,limits=2', "Parameters 'limits.*' used inconsistently"],
+    [
+      'x-iops-total=1,x-iops-total-max=2,x-iops-total-max-length=4294967296',
+      'x-iops-total-max-length value must be in therange [0, 4294967295]',
+    ],
+    [
+      'limits.bps-total=1,limits.bps-total-max=10,limits.bps-total-max-length=4294967296',
+      'bps-total-max-length value must be in the range [0, 4294967295]',
+    ],
+    ['limits.bps-total=1,limits.bps-total-max-length=-1', 'burst length set without burst rate'],
+  ])('with %s are refused: %s', (properties, sentence) => {
+    expect(group(properties)).toThrow(sentence);
+  });
+
+  it('share their ids with secrets', () => {
+    const objects = new Objects();
+    objects.add('secret,id=a,data=x');
+    expect(() => objects.add('throttle-group,id=a')).toThrow(
+      "attempt to add duplicate property 'a' to object (type 'container')",
+    );
+    expect(() => objects.add('throttle-group,id=1')).toThrow("Parameter 'id' expects an identifier");
+    expect(() => objects.add('throttle-group')).toThrow("Parameter 'id' is missing");
+  });
+
+  it('list their properties', () => {
+    const text = new Objects().add('throttle-group,help') ?? '';
+    expect(text.split('\n').slice(0, 4)).toEqual([
+      'throttle-group options:',
+      '  limits=<ThrottleLimits>',
+      '  x-bps-read-max-length=<int>',
+      '  x-bps-read-max=<int>',
+    ]);
+    expect(text.split('\n')).toHaveLength(22);
+  });
+});
