@@ -135,8 +135,12 @@ const SAID_BY_QEMU: Readonly<Record<string, string>> = {
   'qcow2.bitmaps-stale-v2': `This qcow2 v2 image contains bitmaps, but they may have been modified by a program without persistent bitmap support; so now they must all be considered inconsistent\n${LEAKS_REMEDY}`,
 };
 
+const FOR_QMP: ReadonlySet<string> = new Set(['quorum.child', 'quorum.failure', 'preallocate.failed']);
+
 /** What happens to an image while it is open, as far as people must know it. */
 export function reportEvent(cli: Cli, event: ImageEvent, quiet = false): void {
+  // What filters tell beside errors is for QMP there.
+  if (event.type === 'warning' && cli.personality.qemu && FOR_QMP.has(event.reason)) return;
   // QEMU says nothing of backing files whose format it guesses.
   if (event.type === 'warning' && event.reason === 'image.guessed' && (quiet || cli.personality.qemu)) return;
   if (event.type === 'corrupted') {

@@ -18,11 +18,12 @@ import {
 } from '../core/store.ts';
 
 const openOptions = defineOptions({
-  size: size({ default: GiB, help: 'bytes of the disk' }),
+  size: size({ default: GiB, content: true, help: 'bytes of the disk' }),
   latencyNs: int({ cli: 'latency-ns', default: 0, help: 'nanoseconds that every request takes' }),
   readZeroes: bool({
     cli: 'read-zeroes',
     default: false,
+    content: true,
     help: 'reads give zeros; otherwise buffers stay as they are',
   }),
 });

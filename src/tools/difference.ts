@@ -7,9 +7,9 @@ import { BlockError } from '../base/errors.ts';
 import { type JobOptions, Pacer, throwIfAborted } from '../base/job.ts';
 import { MiB } from '../base/sizes.ts';
 import { alignDown, alignUp } from '../bytes/align.ts';
+import { areEqual } from '../bytes/equal.ts';
 import { isZero } from '../bytes/zeros.ts';
 import type { Image } from '../image/image.ts';
-import { areEqual } from './compare.ts';
 import { LayerPlaces, SharedPlaces } from './shared-places.ts';
 import { StatusCursor } from './status-cursor.ts';
 

@@ -36,6 +36,7 @@ export const FILTER_TEXTS: Readonly<Record<string, TextRule>> = {
   'blklogwrites.flags': ({ flags, entry }) =>
     `Invalid flags 0x${typeof flags === 'bigint' ? flags.toString(16) : flags} in log entry ${entry}`,
   'blklogwrites.entry': ({ entry }) => `Failed to read log entry ${entry}: ${ERRNO_TEXT['EIO']}`,
+  'graph.list': ({ name }) => `Option ${name} is not a valid array`,
   'null.name': ({ driver }) => `The only allowed filename for this driver is '${driver}://'`,
   'null.latency': 'latency-ns is invalid',
 };
