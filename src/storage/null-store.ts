@@ -101,8 +101,12 @@ export class NullStore extends BaseStore {
   protected _extents(offset: number, length: number, into: ExtentList): Pending {
     const inside = Math.max(0, Math.min(length, this.size - offset));
     const zero = EXTENT.present + EXTENT.zero;
-    if (inside > 0 && !into.add(inside, this.#readZeroes ? zero : 0, offset, this.name)) return undefined;
-    if (inside < length) into.add(length - inside, zero);
+    if (inside === 0) {
+      into.add(length, zero);
+      return undefined;
+    }
+    const added = this.#readZeroes ? into.add(inside, zero, offset, this.name) : into.add(inside, 0);
+    if (added && inside < length) into.add(length - inside, zero);
     return undefined;
   }
 
