@@ -17,17 +17,14 @@ const WITHOUT: readonly string[] = [
   'reference.json',
   'reference.unprobed',
   'protocol.none',
-<<<<<<< HEAD
   'reference.no-location',
   'graph.options-file',
   'graph.backing-empty',
-=======
   // a bottom outside of the chain makes QEMU wait for ever; what filters tell beside errors goes to QMP there
   'copy-on-read.bottom-chain',
   'preallocate.failed',
   'quorum.child',
   'quorum.failure',
->>>>>>> c9275eb (filters: throttle and its groups, quorum, copy-on-read, preallocate, blklogwrites; null-co and null-aio)
   // cowdisk's own options, and warnings
   'image.backing-override',
   // audits and differences are cowdisk's own
