@@ -35,6 +35,14 @@ export {
 } from './core/audit.ts';
 export { DirtyBitmap, isBitmapGranularity } from './core/dirty-bitmap.ts';
 export { EXTENT, type Extent, ExtentList } from './core/extent.ts';
+export {
+  defineFilter,
+  type FilterChild,
+  type FilterContext,
+  type FilterDriver,
+  type GraphObject,
+  type OptionGroups,
+} from './core/filter.ts';
 export { FlushGate } from './core/flush-gate.ts';
 export {
   type AmendRun,
@@ -73,7 +81,13 @@ export {
 export { DeferredFrees, type Drop, type Durability } from './core/in-flight.ts';
 export { type EmptyOptions, MappedNode, type MappedNodeOptions, mappedNode } from './core/mapped-node.ts';
 export { type BlockNode, backingChain, type Child, type ChildRole } from './core/node.ts';
-export type { CreateFileOptions, FileStatus, OpenFileOptions, ProtocolDriver } from './core/protocol.ts';
+export type {
+  CreateFileOptions,
+  FileStatus,
+  OpenFileOptions,
+  ProtocolDriver,
+  ProtocolGraph,
+} from './core/protocol.ts';
 export type {
   RecoveredContent,
   RecoveredRange,
@@ -103,6 +117,7 @@ export {
   createImage,
   planCreate,
 } from './image/create.ts';
+export { type GraphOptions, type GraphValue, graphName } from './image/graph.ts';
 export {
   type ExtentsOptions,
   Image,

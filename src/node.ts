@@ -41,6 +41,7 @@ import * as recover from './tools/recover.ts';
 import * as resize from './tools/resize.ts';
 import * as snapshot from './tools/snapshot.ts';
 
+export { ALL_FILTERS } from './filters/all.ts';
 export { ALL_FORMATS } from './formats/all.ts';
 export { qcow2 } from './formats/qcow2/driver.ts';
 export { raw } from './formats/raw/driver.ts';

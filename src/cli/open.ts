@@ -3,6 +3,7 @@
 import { isBlockError } from '../base/errors.ts';
 import { cliName, type OptionSchema, parseOptions } from '../base/options.ts';
 import type { FormatDriver, ImageEvent, SnapshotSelector } from '../core/format.ts';
+import { fileNameIn } from '../image/graph.ts';
 import type { Image } from '../image/image.ts';
 import { type ImageDrivers, type OpenImageOptions, openImage } from '../image/open.ts';
 import type { ReferencePolicy } from '../image/references.ts';
@@ -162,7 +163,8 @@ export function reportEvent(cli: Cli, event: ImageEvent, quiet = false): void {
 }
 
 /** Warns of an image whose format was guessed to be raw. QEMU does so only when it is going to be written. */
-export function warnProbed(cli: Cli, name: string, format: string, choices: OpenChoices): void {
+export function warnProbed(cli: Cli, source: string, format: string, choices: OpenChoices): void {
+  const name = fileNameIn(source) ?? source;
   if (!cli.personality.qemu) {
     if (choices.quiet !== true) {
       cli.warn(`'${name}' is taken for ${format}, because nothing else matches; name the format to say so`);

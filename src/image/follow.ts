@@ -5,8 +5,9 @@ import { BlockError, isBlockError } from '../base/errors.ts';
 import type { FormatDriver, ImageEvent, Reference, ReferenceStatus } from '../core/format.ts';
 import type { MappedNode } from '../core/mapped-node.ts';
 import type { BlockNode } from '../core/node.ts';
+import type { ProtocolDriver } from '../core/protocol.ts';
 import { NodeSpec } from './graph.ts';
-import { type GraphNodes, isFormat, type OpenedNode } from './graph-nodes.ts';
+import { type GraphNodes, type Inherited, isFormat, type OpenedNode } from './graph-nodes.ts';
 import { keyOf, type Layer, requireNew } from './layer.ts';
 import type { OpenImageOptions, OpenOptionsInput } from './open-options.ts';
 import { probeFormat, requireFormat } from './probe.ts';
@@ -114,7 +115,7 @@ export class Follower {
   async #followAnew(recorded: Reference, from: Layer): Promise<BlockNode> {
     const override = this.#overrideOf(recorded, from);
     const described = override === undefined ? describedChild(from, recorded.role) : undefined;
-    if (described !== undefined && (!(described instanceof NodeSpec) || this.#namesFile(described))) {
+    if (described !== undefined && this.#standsAlone(described, recorded, from)) {
       return await this.#followDescribed(recorded, described, from);
     }
     return await this.#followRecorded(recorded, override, described, from);
@@ -123,10 +124,11 @@ export class Follower {
   async #followRecorded(
     recorded: Reference,
     override: Override | undefined,
-    described: NodeSpec | undefined,
+    described: DescribedChild | undefined,
     from: Layer,
   ): Promise<BlockNode> {
-    const reference = override?.reference ?? withDriver(recorded, described);
+    const spec = described instanceof NodeSpec ? described : undefined;
+    const reference = override?.reference ?? withDriver(recorded, spec);
     if (reference.role === 'backing' && !this.#opensBelow(from.depth)) {
       return this.#leaveBacking(reference, override?.target, from);
     }
@@ -138,18 +140,14 @@ export class Follower {
       return new UnopenedNode(target.resolved, () => deniedReference(asked, "references: 'layer-only'"));
     }
     try {
-      return await this.#open(reference, target, described, from);
+      return await this.#open(reference, target, spec, from);
     } catch (error) {
       throw referenceError(error, reference, target.resolved, from);
     }
   }
 
   /** A node that the caller has put in the place of whatever the image records. */
-  async #followDescribed(
-    recorded: Reference,
-    described: NodeSpec | { readonly node: string },
-    from: Layer,
-  ): Promise<BlockNode> {
+  async #followDescribed(recorded: Reference, described: DescribedChild, from: Layer): Promise<BlockNode> {
     const { role } = recorded;
     const label = described instanceof NodeSpec ? (described.fileName ?? recorded.name) : described.node;
     const reference = { ...recorded, name: label };
@@ -161,7 +159,7 @@ export class Follower {
       return new UnopenedNode(label, () => deniedReference(asked, 'openBacking: false'));
     }
     try {
-      const opened = await this.#openDescribed(role, described, from);
+      const opened = await this.#openDescribed(recorded, described, from);
       const name = opened.location ?? label;
       // Under one parent the same file twice is no loop, but a disk over itself is.
       requireNew(from, keyOf('', name), opened.identity, label);
@@ -176,16 +174,15 @@ export class Follower {
     }
   }
 
-  async #openDescribed(
-    role: Reference['role'],
-    described: NodeSpec | { readonly node: string },
-    from: Layer,
-  ): Promise<OpenedNode> {
+  async #openDescribed({ role, format }: Reference, described: DescribedChild, from: Layer): Promise<OpenedNode> {
     const { nodes } = this.#host;
     if (!(described instanceof NodeSpec)) return nodes.reference(described.node);
     const isLayer = role === 'backing';
     const readOnly = isLayer || from.inherited.readOnly;
-    return await nodes.open(described, { ...from.inherited, readOnly }, isLayer, { above: from, isLayer });
+    // What the image records of its format holds for another file, too.
+    const isRecorded = isLayer && described.driver === undefined && format !== undefined && format !== '';
+    const spec = isRecorded ? described.with('driver', format) : described;
+    return await nodes.open(spec, { ...from.inherited, readOnly }, isLayer, { above: from, isLayer });
   }
 
   #targetOf(reference: Reference, from: Layer): ReferenceTarget {
@@ -193,6 +190,16 @@ export class Follower {
     const { protocols } = this.#host.options;
     if (chosen === true) return { protocol: protocolOf(name, protocols), resolved: name };
     return resolveReference(reference, locationOf(from), protocols);
+  }
+
+  /** @throws as opening what is described. */
+  #standsAlone(described: DescribedChild, recorded: Reference, from: Layer): boolean {
+    if (!(described instanceof NodeSpec)) return true;
+    try {
+      return this.#namesFile(described);
+    } catch (error) {
+      throw referenceError(error, recorded, recorded.name, from);
+    }
   }
 
   /** Whether a description says where the bytes are, instead of how the recorded file is to be opened. */
@@ -258,7 +265,7 @@ export class Follower {
     requireNew(from, key, (await protocol.status?.(resolved))?.identity, resolved);
     const readOnly = isLayer || reference.readOnly || from.inherited.readOnly;
     const inherited = { ...from.inherited, readOnly, unsafe: from.inherited.unsafe && !isLayer };
-    const file = await this.#host.nodes.file(protocol, resolved, inherited);
+    const file = await this.#fileOf(protocol, resolved, described, inherited);
     requireNew(from, key, file.identity, resolved);
     if (!isLayer && reference.format === undefined) return file.node;
     const layer: Layer = {
@@ -276,6 +283,18 @@ export class Follower {
     const node = await this.#host.openLayer(layer, await this.#formatOf(reference, layer), options);
     this.#host.adopt(node);
     return node;
+  }
+
+  /** The recorded file, with what is said of how it is to be opened. */
+  async #fileOf(
+    protocol: ProtocolDriver,
+    name: string,
+    described: NodeSpec | undefined,
+    inherited: Inherited,
+  ): Promise<OpenedNode> {
+    const file = described?.child('file');
+    if (!(file instanceof NodeSpec)) return await this.#host.nodes.file(protocol, name, inherited);
+    return await this.#host.nodes.open(file.with('filename', name), inherited, false);
   }
 
   /** @throws {@link BlockError} CHAIN, reason `chain.depth`. */
@@ -316,8 +335,11 @@ export class Follower {
   }
 }
 
+/** A node, or the name of one. */
+type DescribedChild = NodeSpec | { readonly node: string };
+
 /** What the caller says of the file that an image asks for in this role; of a backing file that there is not to be no image asks. */
-function describedChild(from: Layer, role: Reference['role']): NodeSpec | { readonly node: string } | undefined {
+function describedChild(from: Layer, role: Reference['role']): DescribedChild | undefined {
   for (const name of CHILD_NAMES[role]) {
     const child = from.spec?.child(name);
     if (child !== undefined && child !== 'none') return child;

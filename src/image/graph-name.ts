@@ -12,7 +12,7 @@ export interface NodeTitle {
   readonly plain: string | undefined;
   /** The node's options, its children's included. */
   readonly full: Full;
-  /** A protocol's node: what stands directly on it has its name. */
+  /** A protocol's node, or a filter that names can call for: what stands directly on it has its name. */
   readonly isFile: boolean;
 }
 
@@ -37,7 +37,7 @@ export function filterTitle(
   options: ReadonlyMap<string, GraphValue>,
   children: readonly (readonly [place: string, title: NodeTitle])[],
 ): NodeTitle {
-  return { plain, full: { ...Object.fromEntries(options), ...nested(children), driver }, isFile: false };
+  return { plain, full: { ...Object.fromEntries(options), ...nested(children), driver }, isFile: plain !== undefined };
 }
 
 /** A format's node.

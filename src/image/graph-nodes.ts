@@ -140,7 +140,7 @@ export class GraphNodes {
   async fileOf(spec: NodeSpec, inherited: Inherited): Promise<OpenedNode> {
     const file = spec.child('file');
     if (file instanceof NodeSpec) return await this.open(file, inherited, false);
-    if (typeof file === 'object') return this.reference(file.node);
+    if (file !== undefined) return this.reference(file === 'none' ? '' : file.node);
     const { driver } = spec;
     if (driver === undefined) throw mistake('no-driver', 'neither a driver nor a file is named', {});
     throw missingChild(driver, 'file');

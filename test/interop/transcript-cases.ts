@@ -6,6 +6,7 @@ import { BENCH_CASES } from './transcript-cases-bench.ts';
 import { BITMAP_CASES, BITMAP_DAMAGE, BITMAP_FIXTURES } from './transcript-cases-bitmaps.ts';
 import { DD_CASES } from './transcript-cases-dd.ts';
 import { ENCRYPTION_CASES, SECRET_CASES } from './transcript-cases-encryption.ts';
+import { GRAPH_CASES } from './transcript-cases-graph.ts';
 
 /** Images that cases may name, and the commands of the real tools that make them, in order. `dir` is an empty directory. */
 export const FIXTURES: Readonly<
@@ -243,6 +244,7 @@ const MARKED = 'zeros are marked as such instead of being written';
 const NEWER = 'option names of newer QEMU are known here';
 
 export const CASES: readonly (string | Case)[] = [
+  ...GRAPH_CASES,
   // ---- the command line itself
   '',
   'foo',

@@ -75,8 +75,8 @@ const TEXTS: Readonly<Record<string, TextRule>> = {
   'raw.preallocation': ({ mode }) => `Unsupported preallocation mode: ${mode}`,
   'raw.device-small': 'Cannot grow device files',
   'option.choice': ({ name, value }) =>
-    // A file's preallocation is read by other code than that of the formats.
-    name === 'preallocation'
+    // What files take is read by other code than what formats take.
+    ['preallocation', 'locking', 'aio'].includes(String(name))
       ? `invalid parameter value: ${value}`
       : `Parameter '${name}' does not accept value '${value}'`,
   'raw.window-size': ({ size }) =>
