@@ -97,6 +97,10 @@ export function verbManual(spec: VerbSpec, personality: Personality): string {
       ].map(([status, meaning]) => `    ${String(status).padEnd(5)}${meaning}`),
     ),
     ...section(
+      'JSON',
+      spec.withoutJson === undefined ? [] : wrap(`None: ${spec.withoutJson.replaceAll('`', "'")}.`, 4),
+    ),
+    ...section(
       'EXAMPLES',
       spec.examples.flatMap(([command, does]) => [`    ${command}`, `        ${does}`]),
     ),

@@ -42,6 +42,8 @@ export function hexSuffixWarning(text: string): string {
 
 export interface NumberContext {
   warn(message: string): void;
+  /** QEMU's words when not given. */
+  readonly personality?: { readonly qemu: boolean } | undefined;
 }
 
 /** Reads a size operand or option. `what` is QEMU's noun: `image size`, `start offset`, …
@@ -49,6 +51,11 @@ export interface NumberContext {
  *  @throws {@link Failure} in QEMU's words. */
 export function sizeArgument(what: string, text: string, context: NumberContext): bigint {
   const parsed = parseQemuSize(text);
+  if (parsed === 'malformed' && context.personality?.qemu === false) {
+    throw new Failure(
+      `invalid ${what} '${text}': expected a number of bytes, or one with k, M, G, T, P or E behind it`,
+    );
+  }
   if (parsed === 'malformed') {
     throw new Failure([
       `Invalid ${what} specified. You may use k, M, G, T, P or E suffixes for`,

@@ -72,6 +72,7 @@ function verbSection(spec: VerbSpec): string[] {
           ...spec.exitStatus.map(([status, meaning]) => `| ${status} | ${cell(meaning)} |`),
           '',
         ]),
+    ...(spec.withoutJson === undefined ? [] : [`No JSON: ${spec.withoutJson}.`, '']),
     ...(spec.examples.length === 0
       ? []
       : ['```sh', ...spec.examples.map(([command, does]) => `${command}  # ${does}`), '```', '']),

@@ -49,16 +49,16 @@ export const runBench: Command = async (cli, args, spec) => {
 function readNumber(cli: Cli, { spec: { key }, value = '' }: Given, into: Numbers): void {
   switch (key) {
     case 'count':
-      into.set(key, whole(value, 'request count', 0, MOST_INT));
+      into.set(key, whole(cli, value, 'request count', 0, MOST_INT));
       break;
     case 'depth':
-      into.set(key, whole(value, 'queue depth', 1, MOST_DEPTH));
+      into.set(key, whole(cli, value, 'queue depth', 1, MOST_DEPTH));
       break;
     case 'flush-interval':
-      into.set(key, whole(value, 'flush interval', 0, MOST_INT));
+      into.set(key, whole(cli, value, 'flush interval', 0, MOST_INT));
       break;
     case 'pattern':
-      into.set(key, whole(value, 'pattern byte', 0, 255));
+      into.set(key, whole(cli, value, 'pattern byte', 0, 255));
       break;
     case 'offset':
       into.set(key, safeSizeArgument('offset', value, cli));
@@ -78,10 +78,11 @@ function readNumber(cli: Cli, { spec: { key }, value = '' }: Given, into: Number
   }
 }
 
-function whole(text: string, what: string, least: number, most: number): number {
+function whole(cli: Cli, text: string, what: string, least: number, most: number): number {
   const value = parseInteger(text);
   if (value !== undefined && value >= BigInt(least) && value <= BigInt(most)) return Number(value);
-  throw new Failure(`Invalid ${what} specified`);
+  if (cli.personality.qemu) throw new Failure(`Invalid ${what} specified`);
+  throw new Failure(`invalid ${what} '${text}': expected a whole number from ${least} to ${most}`);
 }
 
 function length(cli: Cli, what: string, text: string): number {

@@ -1,7 +1,7 @@
 /** What the commands share: reading the options of a verb in the order given, and the choices many verbs have. */
 
 import type { ReferencePolicy } from '../../image/references.ts';
-import { Arguments, type Given, type Mistake, usage } from '../args.ts';
+import { Arguments, type Given, type Mistake, type OptionSpec, usage } from '../args.ts';
 import type { Cli } from '../console.ts';
 import { Failure } from '../failure.ts';
 import { type ImageSource, parseImageSource } from '../image-source.ts';
@@ -57,6 +57,7 @@ export async function scan(cli: Cli, spec: VerbSpec, args: readonly string[], ho
       const text = objects.add(given.value as string);
       if (text !== undefined) throw new Finished(text);
     }
+    if (!cli.personality.qemu) requireChoice(given);
     hooks.onOption?.(given);
     if (
       typeof given.spec.support === 'object' &&
@@ -77,14 +78,31 @@ export async function scan(cli: Cli, spec: VerbSpec, args: readonly string[], ho
   };
 }
 
+/** @throws {@link Failure} for a value that is none of those there are. As qemu-img, each verb says so in QEMU's words. */
+function requireChoice({ spec: option, value }: Given): void {
+  const { choices, support, names } = option;
+  if (choices === undefined || value === undefined || support !== 'acts' || choices.includes(value)) return;
+  if (names === 'cache' && value === 'off') return;
+  const list = choices.length === 1 ? choices[0] : `${choices.slice(0, -1).join(', ')} or ${choices.at(-1)}`;
+  throw new Failure(`${nameOf(option)}: expected ${list}, not '${value}'`);
+}
+
+function nameOf({ long, moreLong, short }: OptionSpec): string {
+  const name = long ?? moreLong?.[0];
+  return name === undefined ? `-${short}` : `--${name}`;
+}
+
+/** A mistake in the command line for which qemu-img does not point at its help. */
+export function ownUsage(cli: Cli, message: string): Failure {
+  return cli.personality.qemu ? new Failure(message) : usage(message);
+}
+
 /** Why an option is refused. */
 export function refusal(spec: VerbSpec, key: string): Failure {
   const option = spec.options.find((candidate) => candidate.key === key);
   const support = option?.support;
   const reason = typeof support === 'object' && 'refused' in support ? support.refused : 'not supported';
-  const long = option?.long ?? option?.moreLong?.[0];
-  const name = long === undefined ? `-${option?.short}` : `--${long}`;
-  return new Failure(`${name}: ${reason}`);
+  return new Failure(`${option === undefined ? key : nameOf(option)}: ${reason}`);
 }
 
 async function helpText(cli: Cli, spec: VerbSpec): Promise<string> {

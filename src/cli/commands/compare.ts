@@ -9,7 +9,7 @@ import { openSource, requireSourceCache, using } from '../open.ts';
 import { ProgressDisplay, progressForm } from '../progress.ts';
 import { ioError } from '../render/qemu-text.ts';
 import type { Command } from '../verbs/index.ts';
-import { commonChoices, openChoices, scan, sourceOf } from './common.ts';
+import { commonChoices, openChoices, outputForm, scan, sourceOf } from './common.ts';
 
 const STATUS = { different: 1, open: 2, allocation: 3, read: 4 } as const;
 /** Percent between two prints of `-p`. */
@@ -21,6 +21,7 @@ export const runCompare: Command = async (cli, args, spec) => {
   if (fileA === undefined || fileB === undefined || given.operands.length > 2)
     throw usage('Expecting two image file names');
   const quiet = given.has('quiet');
+  const shape = outputForm(given);
   const form = progressForm(cli, progressAsked(given), quiet);
   requireSourceCache(given.value('source-cache'), STATUS.open);
   const first = { ...openChoices(given), status: STATUS.open };
@@ -37,7 +38,7 @@ export const runCompare: Command = async (cli, args, spec) => {
         const result = await compareImages(a, b, options);
         if (result.result === 'identical') display.complete();
         outcome = 'done';
-        if (!quiet) cli.out.write(describe(result));
+        if (!quiet) cli.out.write(shape === 'json' ? asJson(result) : describe(result));
         return result.result === 'identical' ? 0 : STATUS.different;
       });
     });
@@ -68,6 +69,14 @@ function describe(result: CompareResult): string {
     case 'content':
       return `${warning}Content mismatch at offset ${result.offset}!\n`;
   }
+}
+
+function asJson(result: CompareResult): string {
+  const identical = result.result === 'identical';
+  const where = identical
+    ? {}
+    : { kind: result.kind, ...(result.offset === undefined ? {} : { offset: result.offset }) };
+  return `${JSON.stringify({ identical, 'size-mismatch': result.sizeMismatch, ...where }, undefined, 4)}\n`;
 }
 
 function failure(cli: Cli, error: unknown): unknown {

@@ -47,6 +47,9 @@ export function readNumber(cli: Cli, { spec: { key }, value }: Given, into: Numb
     case 'parallel': {
       const count = parseInteger(text);
       if (count === undefined || count < 1n || count > BigInt(MAX_PARALLEL)) {
+        if (!cli.personality.qemu) {
+          throw new Failure(`invalid number of requests '${text}': expected a whole number from 1 to ${MAX_PARALLEL}`);
+        }
         throw new Failure(
           `Invalid number of coroutines. Allowed number of coroutines is between 1 and ${MAX_PARALLEL}`,
         );

@@ -16,7 +16,7 @@ import { asksForHelp, parseOptionList } from '../option-list.ts';
 import { ProgressDisplay, progressForm } from '../progress.ts';
 import { throwSnapshotFailure } from '../snapshot-param.ts';
 import type { Command } from '../verbs/index.ts';
-import { openChoices, referencePolicy, type Scanned, scan } from './common.ts';
+import { openChoices, ownUsage, referencePolicy, type Scanned, scan } from './common.ts';
 import { progressAsked } from './compare.ts';
 import { ConvertErrors } from './convert-errors.ts';
 import { type Numbers, readNumber, requireSense } from './convert-options.ts';
@@ -39,7 +39,7 @@ export const runConvert: Command = async (cli, args, spec) => {
     cli.out.write(optionHelp(drivers, format ?? 'raw', target, cli.personality.qemu));
     return 0;
   }
-  if (target === undefined) throw new Failure('Must specify image file name');
+  if (target === undefined) throw ownUsage(cli, 'Must specify image file name');
   requireSourceCache(given.value('source-cache'));
   const display = new ProgressDisplay(cli, progressForm(cli, progressAsked(given), given.has('quiet')), STEP);
   let outcome: 'done' | 'failed' = 'failed';

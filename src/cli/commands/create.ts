@@ -208,7 +208,10 @@ class Creation {
     } catch (error) {
       if (!isBlockError(error) || error.code === 'ABORTED' || error.code === 'INTERNAL') throw error;
       const { text } = describeError(error, this.#cli.personality);
-      throw new Failure(text, { trailer: 'Could not open backing image.\n', cause: error });
+      throw new Failure(text, {
+        cause: error,
+        ...(this.#cli.personality.qemu ? { trailer: 'Could not open backing image.\n' } : {}),
+      });
     }
   }
 

@@ -8,7 +8,7 @@ import { INT64_MAX, parseQemuSize, sizeArgument } from '../numbers.ts';
 import { openSource, reportEvent, using } from '../open.ts';
 import { ProgressDisplay, progressForm } from '../progress.ts';
 import type { Command } from '../verbs/index.ts';
-import { openChoices, referencePolicy, scan, sourceOf } from './common.ts';
+import { openChoices, ownUsage, referencePolicy, scan, sourceOf } from './common.ts';
 import { progressAsked } from './compare.ts';
 import { ConvertErrors } from './convert-errors.ts';
 import { creatable } from './create.ts';
@@ -87,9 +87,9 @@ function readOperands(cli: Cli, words: readonly string[]): Operands {
     else if (equals >= 0 && name === 'bs') block = blockSize(cli, value);
     else if (equals >= 0 && name === 'count') count = sizeArgument('count', value, cli);
     else if (equals >= 0 && name === 'skip') skip = sizeArgument('skip', value, cli);
-    else throw new Failure(`unrecognized operand ${name}`);
+    else throw ownUsage(cli, `unrecognized operand ${name}`);
   }
-  if (input === undefined || output === undefined) throw new Failure('Must specify both input and output files');
+  if (input === undefined || output === undefined) throw ownUsage(cli, 'Must specify both input and output files');
   return { input, output, block, count, skip };
 }
 

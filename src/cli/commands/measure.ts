@@ -20,7 +20,7 @@ import { describeError } from '../render/describe.ts';
 import { prettyJson } from '../render/json.ts';
 import { parseSnapshotParam, throwSnapshotFailure } from '../snapshot-param.ts';
 import type { Command } from '../verbs/index.ts';
-import { openChoices, outputForm, type Scanned, scan, sourceOf } from './common.ts';
+import { openChoices, outputForm, ownUsage, type Scanned, scan, sourceOf } from './common.ts';
 
 export const runMeasure: Command = async (cli, args, spec) => {
   let options: string | undefined;
@@ -37,7 +37,7 @@ export const runMeasure: Command = async (cli, args, spec) => {
     },
   });
   const form = outputForm(given);
-  const operand = checkInputs(given, size);
+  const operand = checkInputs(cli, given, size);
   const drivers = await loadDrivers(cli.personality, false, given.objects);
   const measurement = await measured(cli, drivers, given, operand, snapshot, async (source) => {
     const driver = targetDriver(drivers, given.value('target-format') ?? 'raw');
@@ -64,14 +64,14 @@ export const runMeasure: Command = async (cli, args, spec) => {
   return 0;
 };
 
-function checkInputs(given: Scanned, size: bigint | undefined): string | undefined {
+function checkInputs(cli: Cli, given: Scanned, size: bigint | undefined): string | undefined {
   const [operand] = given.operands;
   if (given.operands.length > 1) throw new Failure('At most one filename argument is allowed.');
   if (operand === undefined) {
     if (given.has('image-opts') || given.has('format') || given.has('snapshot')) {
       throw new Failure('--image-opts, -f, and -l require a filename argument.');
     }
-    if (size === undefined) throw new Failure('Either --size N or one filename must be specified.');
+    if (size === undefined) throw ownUsage(cli, 'Either --size N or one filename must be specified.');
   } else if (size !== undefined) throw new Failure('--size N cannot be used together with a filename.');
   return operand;
 }
@@ -114,7 +114,7 @@ function readValues(cli: Cli, driver: FormatDriver, list: string): ReadonlyMap<s
   try {
     return readCreateOptions(parseOptionList(list), createOptionsOf(driver, true), cli, !cli.personality.qemu);
   } catch (error) {
-    if (!(error instanceof Failure)) throw error;
+    if (!(error instanceof Failure) || !cli.personality.qemu) throw error;
     throw new Failure([...error.lines, `Invalid options for file format '${driver.name}'`], { cause: error });
   }
 }

@@ -7,6 +7,7 @@ import type { FormatDriver } from '../../core/format.ts';
 import type { RecoveredRange } from '../../core/recovery.ts';
 import type { ImageDrivers } from '../../image/open.ts';
 import { type RecoverResult, recoverImage } from '../../tools/recover.ts';
+import { usage } from '../args.ts';
 import type { Cli } from '../console.ts';
 import { createOptionsOf, driverOptions, readCreateOptions } from '../create-options.ts';
 import { formatNamed, loadDrivers } from '../drivers.ts';
@@ -37,8 +38,8 @@ export const runRecover: Command = async (cli, args, spec) => {
     },
   });
   const [source, target, surplus] = given.operands;
-  if (source === undefined || target === undefined) throw new Failure('Expecting the damaged image and the new one');
-  if (surplus !== undefined) throw new Failure(`Unexpected argument: ${surplus}`);
+  if (source === undefined || target === undefined) throw usage('Expecting the damaged image and the new one');
+  if (surplus !== undefined) throw usage(`Unexpected argument: ${surplus}`);
   const form = outputForm(given);
   const drivers = await loadDrivers(cli.personality, true, given.objects);
   const display = new ProgressDisplay(cli, progressForm(cli, progressAsked(given), given.has('quiet')), STEP);

@@ -74,6 +74,11 @@ function sizeAsked(cli: Cli, text: string): Asked {
   const relative = text.startsWith('+') ? 1n : text.startsWith('-') ? -1n : 0n;
   const number = relative === 0n ? text : text.slice(1);
   const parsed = parseQemuSize(number);
+  if (parsed === 'malformed' && !cli.personality.qemu) {
+    throw new Failure(
+      `invalid size '${text}': expected a number of bytes, or one with k, M, G, T, P or E behind it; + or - before it adds or takes away`,
+    );
+  }
   if (parsed === 'malformed') {
     throw new Failure("Parameter 'size' expects a non-negative number below 2^64", {
       trailer:

@@ -51,6 +51,7 @@ export const amend: VerbSpec = {
     [130, 'interrupted by Ctrl-C'],
     [143, 'terminated'],
   ],
+  withoutJson: 'prints nothing; `info --json` shows what the image is afterwards',
   examples: [
     ['cowdisk amend -f qcow2 -o help', 'what can be changed'],
     ['cowdisk amend -o compat=1.1,lazy_refcounts=on disk.qcow2', 'a newer version of the format'],

@@ -4,7 +4,7 @@ import { FORMAT, HELP, JSON_OUTPUT, OUTPUT, QUIET, type VerbSpec } from './commo
 
 export const audit: VerbSpec = {
   name: 'audit',
-  summary: 'tell what an image could do to whoever opens it, without opening what it names',
+  summary: 'tell what an image could do to whoever opens it',
   operands: 'FILE...',
   only: 'cowdisk',
   description: [

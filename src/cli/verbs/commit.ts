@@ -57,6 +57,7 @@ export const commit: VerbSpec = {
     [130, 'interrupted by Ctrl-C'],
     [143, 'terminated'],
   ],
+  withoutJson: 'prints that it is done, nothing with -q; `info --json` and `map --json` show the two images afterwards',
   examples: [
     ['cowdisk commit overlay.qcow2', 'into its backing file'],
     ['cowdisk commit -b base.qcow2 top.qcow2', 'all layers down to base.qcow2'],

@@ -15,6 +15,8 @@ export interface VerbSpec {
   readonly options: readonly OptionSpec[];
   /** Status and what it means, besides 0 and 1. */
   readonly exitStatus: readonly (readonly [status: number, meaning: string])[];
+  /** Why there is no JSON, where there is none: what the verb says instead, and where its result can be had. */
+  readonly withoutJson?: string;
   readonly examples: readonly (readonly [command: string, does: string])[];
   /** What operands are, for completion. */
   readonly completes: 'file' | 'none';

@@ -172,6 +172,7 @@ export const convert: VerbSpec = {
     [130, 'interrupted by Ctrl-C'],
     [143, 'terminated'],
   ],
+  withoutJson: 'prints nothing but progress, which `--progress=json` gives as JSON; `info --json` shows the target',
   examples: [
     ['cowdisk convert -O qcow2 disk.raw disk.qcow2', 'raw to qcow2'],
     ['cowdisk convert -c -O qcow2 disk.qcow2 small.qcow2', 'a compressed copy'],

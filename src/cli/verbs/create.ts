@@ -59,6 +59,7 @@ export const create: VerbSpec = {
     OBJECT,
   ],
   exitStatus: [],
+  withoutJson: 'prints what it makes in one line, nothing with -q; `info --json` shows the image',
   examples: [
     ['cowdisk create -f qcow2 disk.qcow2 20G', 'a disk of 20 GiB that grows as it is filled'],
     ['cowdisk create -f qcow2 -b base.qcow2 -F qcow2 overlay.qcow2', 'an overlay that leaves the base untouched'],

@@ -43,6 +43,7 @@ export const dd: VerbSpec = {
     [130, 'interrupted by Ctrl-C'],
     [143, 'terminated'],
   ],
+  withoutJson: 'prints nothing but progress, which `--progress=json` gives as JSON; `info --json` shows the target',
   examples: [
     ['cowdisk dd -f qcow2 -O raw bs=1M count=1 if=disk.qcow2 of=first-megabyte.raw', 'the first megabyte'],
     [

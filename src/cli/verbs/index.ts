@@ -28,7 +28,7 @@ const VERBS: Readonly<Record<string, VerbEntry>> = {
     command: async () => (await import('../commands/apply.ts')).runApply,
   },
   audit: {
-    summary: 'tell what an image could do to whoever opens it, without opening what it names',
+    summary: 'tell what an image could do to whoever opens it',
     only: 'cowdisk',
     spec: async () => (await import('./audit.ts')).audit,
     command: async () => (await import('../commands/audit.ts')).runAudit,

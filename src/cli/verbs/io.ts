@@ -119,6 +119,7 @@ export const io: VerbSpec = {
     [130, 'interrupted by Ctrl-C'],
     [143, 'terminated'],
   ],
+  withoutJson: "what its commands print is QEMU's own text, which scripts read",
   examples: [
     ["cowdisk io -c 'write -P 0x5a 1M 64k' disk.qcow2", 'write a pattern'],
     ["cowdisk io -r -c 'read -P 0x5a -v 1M 32' disk.qcow2", 'compare and look at its beginning'],

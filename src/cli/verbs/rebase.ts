@@ -79,6 +79,7 @@ export const rebase: VerbSpec = {
     [130, 'interrupted by Ctrl-C'],
     [143, 'terminated'],
   ],
+  withoutJson: 'prints nothing; `info --json` shows the image afterwards',
   examples: [
     ['cowdisk rebase -b newer.qcow2 -F qcow2 overlay.qcow2', 'over another base'],
     ['cowdisk rebase -b "" overlay.qcow2', 'a disk of its own'],

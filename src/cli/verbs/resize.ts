@@ -38,6 +38,7 @@ export const resize: VerbSpec = {
     [130, 'interrupted by Ctrl-C'],
     [143, 'terminated'],
   ],
+  withoutJson: 'prints that it is done, nothing with -q; `info --json` shows the size afterwards',
   examples: [
     ['cowdisk resize disk.qcow2 +10G', 'larger by 10 GiB'],
     ['cowdisk resize --shrink disk.qcow2 20G', 'smaller; what lies behind is lost'],
