@@ -8,7 +8,8 @@ import type { BlockEvent } from './store.ts';
 export type BreakpointNews = (what: 'held' | 'resumed', tag: string) => void;
 
 export interface Breakpoints {
-  /** The next request that announces `event` stops there, under this tag. Breakpoints of one event are used up in the order they were set.
+  /** The next request that announces `event` stops there, under this tag, and the breakpoint is used up. Several of one event stop the same
+   *  request, which goes on when each of them was resumed.
    *  @throws {@link BlockError} NOT_FOUND for events there are none of. */
   set(event: BlockEvent, tag: string): void;
   /** Takes every breakpoint of this tag away, and lets the requests go on that are held under it.

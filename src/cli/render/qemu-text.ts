@@ -4,6 +4,7 @@
 import { type BlockError, ERRNO_TEXT, type ErrorDetails, errnoOf, isBlockError } from '../../base/errors.ts';
 import { jsonProblem } from './json-problem.ts';
 import { BITMAP_TEXTS } from './qemu-text-bitmaps.ts';
+import { BLKDEBUG_TEXTS } from './qemu-text-blkdebug.ts';
 import { FILTER_TEXTS } from './qemu-text-filters.ts';
 import { LUKS_TEXTS } from './qemu-text-luks.ts';
 import { QCOW2_TEXTS } from './qemu-text-qcow2.ts';
@@ -113,6 +114,7 @@ const TEXTS: Readonly<Record<string, TextRule>> = {
   ...LUKS_TEXTS,
   ...BITMAP_TEXTS,
   ...FILTER_TEXTS,
+  ...BLKDEBUG_TEXTS,
 };
 
 /** The reasons that have a sentence of QEMU's. */
