@@ -8,7 +8,7 @@ import type { FormatNode } from './format.ts';
 import type { Epochs } from './in-flight.ts';
 import type { BlockNode } from './node.ts';
 import type { Run } from './run.ts';
-import type { IoOptions } from './store.ts';
+import type { BlockEvent, IoOptions } from './store.ts';
 import { part, requireProgress, type Transfer, TransferPool } from './transfer.ts';
 import type { TransformedIo } from './transformed-io.ts';
 
@@ -117,6 +117,12 @@ export class GuestReader {
   }
 
   #data(run: Run, into: Uint8Array, hint: IoOptions | undefined): Pending {
+    const announced = announce(this.#format, 'read_aio');
+    if (announced !== undefined) return announced.then(() => this.#announcedData(run, into, hint));
+    return this.#announcedData(run, into, hint);
+  }
+
+  #announcedData(run: Run, into: Uint8Array, hint: IoOptions | undefined): Pending {
     const child = childAt(this.#format, run.child);
     if (this.#format.transform === undefined) return child.read(run.hostOffset, into, hint);
     return this.#transformed.read(child, run.hostOffset, run.guestOffset, into, hint);
@@ -127,6 +133,8 @@ export class GuestReader {
     const inside = backing === undefined ? 0 : Math.max(0, Math.min(into.length, backing.size - offset));
     if (inside < into.length) into.fill(0, inside);
     if (backing === undefined || inside === 0) return undefined;
+    const announced = announce(this.#format, 'read_backing_aio');
+    if (announced !== undefined) return announced.then(() => backing.read(offset, part(into, 0, inside), hint));
     return backing.read(offset, part(into, 0, inside), hint);
   }
 
@@ -146,6 +154,11 @@ export function childAt(format: FormatNode, index: number): BlockNode {
   const child = format.children[index];
   if (child === undefined) throw new BlockError('INTERNAL', `internal error: ${format.format} has no child ${index}`);
   return child.node;
+}
+
+/** Tells the filters above the format's file which step comes. */
+export function announce(format: FormatNode, event: BlockEvent): Pending {
+  return format.children[0]?.node.event?.(event);
 }
 
 function reject(error: unknown): Promise<never> {

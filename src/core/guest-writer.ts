@@ -9,7 +9,7 @@ import { throwIfAborted } from '../base/job.ts';
 import { alignDown, alignUp } from '../bytes/align.ts';
 import { dropAll } from './drop-all.ts';
 import type { FormatNode, WritePlan } from './format.ts';
-import { childAt, type GuestReader } from './guest-reader.ts';
+import { announce, childAt, type GuestReader } from './guest-reader.ts';
 import type { Epochs } from './in-flight.ts';
 import type { BlockNode } from './node.ts';
 import { RangeLock, type RangeTicket } from './range-lock.ts';
@@ -117,7 +117,9 @@ export class GuestWriter {
     const guestOffset = transfer.at;
     transfer.at += length;
     const child = childAt(this.#format, childIndex);
-    const checked = this.#format.checkDataWrite?.(childIndex, hostOffset, length);
+    const announced = announce(this.#format, 'write_aio');
+    const checking = this.#format.checkDataWrite?.(childIndex, hostOffset, length);
+    const checked = announced === undefined ? checking : settleAll([announced, checking]);
     if (this.#format.transform !== undefined) {
       return this.#writeSectors(checked, child, hostOffset, guestOffset, bytes, transfer.hint);
     }
@@ -240,7 +242,9 @@ export class GuestWriter {
     if (tailLength > 0) parts.push(await this.#readEdge(guestOffset + guest.length, tailLength));
     const checked = format.checkDataWrite?.(plan.child, start, total);
     if (checked !== undefined) await checked;
-    if (headLength > 0 || tailLength > 0) await child.event?.('cow_write');
+    const announced = announce(format, 'write_aio');
+    if (announced !== undefined) await announced;
+    if (headLength > 0 || tailLength > 0) await announce(format, 'cow_write');
     if (format.transform !== undefined) {
       const whole = parts.length === 1 ? guest : concat(parts, total);
       await this.#transformed.write(child, start, guestOffset - headLength, whole, hint);
@@ -262,6 +266,7 @@ export class GuestWriter {
   /** Copy-on-write edges come from this node under its old mapping: the backing file is only one of the places it may point to. */
   async #readEdge(offset: number, length: number): Promise<Uint8Array> {
     const edge = new Uint8Array(length);
+    await announce(this.#format, 'cow_read');
     await (this.#edgeFromOwnMapping ? this.#readGuest(offset, edge) : this.#reader.readBacking(offset, edge));
     return edge;
   }

@@ -267,7 +267,8 @@ export class MappedNode implements BlockNode, EngineServices {
     this.#checkOpen('flush');
     if (this.format.readOnly) return undefined;
     if (this.#barrier !== undefined) return this.#afterBarrier(() => this.flush());
-    const flushed = this.format.flush();
+    const announced = this.event('flush_to_os');
+    const flushed = announced === undefined ? this.format.flush() : announced.then(() => this.format.flush());
     return flushed === undefined ? undefined : this.#counted(flushed);
   }
 

@@ -413,6 +413,11 @@ export class PresenceMap {
   /** Everything durable: data first, then bits. */
   flush(): Pending {
     if (this.#cache.dirty) return this.#flush();
+    const announced = this.#fileGate.store.event?.('flush_to_disk');
+    return announced === undefined ? this.#flushFiles() : announced.then(() => this.#flushFiles());
+  }
+
+  #flushFiles(): Pending {
     const data = this.#dataGate === this.#fileGate ? undefined : this.#dataGate.settle(this.#dataGate.ticket());
     let file: Pending;
     try {
@@ -427,6 +432,7 @@ export class PresenceMap {
   async #flush(): Promise<void> {
     await this.#cache.writeBack();
     const written = this.#cache.writtenGeneration;
+    await this.#fileGate.store.event?.('flush_to_disk');
     // What was overwritten in place as well.
     if (this.#dataGate !== this.#fileGate) await this.#dataGate.settle(this.#dataGate.ticket());
     await this.#fileGate.settle(this.#fileGate.ticket());

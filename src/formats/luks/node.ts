@@ -128,6 +128,8 @@ export class LuksNode implements FormatNode {
   }
 
   flush(): Pending {
+    const announced = this.#file.event?.('flush_to_disk');
+    if (announced !== undefined) return announced.then(() => this.#file.flush());
     return this.#file.flush();
   }
 

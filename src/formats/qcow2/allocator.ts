@@ -85,6 +85,8 @@ export class Allocator {
   /** @param least no cluster below it; 0: the first that are free, from where we have looked last */
   async #reserve(least: number, count: number): Promise<{ readonly offset: number; readonly fresh: boolean }> {
     const { geometry, file } = this.#state;
+    const announced = file.event?.('cluster_alloc');
+    if (announced !== undefined) await announced;
     for (let reaped = false; ; ) {
       const first = await this.#refcounts.findFree(Math.max(this.#nextFree, least), count);
       const grows = (first + count) * geometry.clusterSize > file.size;
@@ -129,6 +131,8 @@ export class Allocator {
    *  cluster follows directly. Every cluster touched gains one reference. */
   async allocateBytes(length: number): Promise<number> {
     const { clusterSize, refcountMax } = this.#state.geometry;
+    const announced = this.#state.file.event?.('cluster_alloc_bytes');
+    if (announced !== undefined) await announced;
     let offset = this.#nextByte;
     if (offset !== 0 && (await this.#refcounts.get(divFloor(offset, clusterSize))) >= refcountMax) offset = 0;
     const room = offset === 0 ? 0 : clusterSize - (offset % clusterSize);
@@ -239,7 +243,9 @@ export class Allocator {
   }
 
   async #free(offset: number, length: number): Promise<void> {
-    const { geometry } = this.#state;
+    const { geometry, file } = this.#state;
+    const announced = file.event?.('cluster_free');
+    if (announced !== undefined) await announced;
     const first = divFloor(offset, geometry.clusterSize);
     const count = divCeil(offset + length, geometry.clusterSize) - first;
     await this.#forgetTables(first, count);

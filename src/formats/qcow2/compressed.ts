@@ -55,7 +55,9 @@ export class CompressedClusters {
     }
     const span = new EncodedSpan(runs, first, count, this.#state.file.size);
     if (!Number.isSafeInteger(span.end)) throw this.#outOfReach(runs, first, count);
-    const reading = span.read(this.#state.file);
+    const { file } = this.#state;
+    const announced = file.event?.('read_compressed');
+    const reading = announced === undefined ? span.read(file) : announced.then(() => span.read(file));
     if (reading === undefined) return this.#decodeRead(runs, first, count, into, span);
     return reading.then(() => this.#decodeRead(runs, first, count, into, span));
   }
@@ -199,6 +201,8 @@ export class CompressedClusters {
       const guest = offset + i * clusterSize;
       const place = await this.#tables.own(guest);
       try {
+        const announced = this.#state.file.event?.('l2_update_compressed');
+        if (announced !== undefined) await announced;
         const { view } = place.lease.table;
         const inSlice = Math.min(stored.length - i, this.#tables.perSlice - place.index);
         const olds: number[] = [];

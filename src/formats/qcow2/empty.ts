@@ -80,7 +80,9 @@ async function put(state: Qcow2State, first: number, l1Clusters: number): Promis
     }
   }
   const l1Offset = (first + tableClusters + blocks.length) * clusterSize;
+  await file.event?.('reftable_update');
   await file.write(first * clusterSize, area);
+  await file.event?.('l1_update');
   if (l1Clusters > 0) await file.writeZeroes(l1Offset, l1Clusters * clusterSize, {});
   await state.flushFile();
   await switchFields(state, {

@@ -151,7 +151,7 @@ export class Qcow2State {
         budget: this.#memory.refcounts ?? this.#context.cache,
         cleanEveryMs: 1000 * (this.#memory.cleanSeconds ?? 0),
         loadEvent: 'refblock_load',
-        writeEvent: 'refblock_update',
+        writeEvent: 'refblock_update_part',
       }),
     };
   }

@@ -87,7 +87,6 @@ export class L2Tables {
   async #create(offset: number, old: number): Promise<number> {
     const { geometry, caches, file } = this.#state;
     const l2Offset = await this.#allocator.allocate(1);
-    await file.event?.('l2_alloc_write');
     const content = new Uint8Array(geometry.clusterSize);
     if (old !== 0) {
       // The shared table may be newer in the cache than in the file.
@@ -97,6 +96,7 @@ export class L2Tables {
         content.set((isPromise(slice) ? await slice : slice).bytes, at);
       }
     }
+    await file.event?.('l2_alloc_write');
     await file.write(l2Offset, content);
     this.#metadata.add(l2Offset, 'active L2 table');
     const l1At = this.#map.l1EntryAt(offset);

@@ -342,6 +342,8 @@ export class Qcow2Node implements FormatNode {
     if (this.readOnly) return undefined;
     const { dataGate, hasDataFile } = this.#state;
     if (this.#isDirty || hasDataFile) return this.#flush();
+    const announced = this.#state.file.event?.('flush_to_disk');
+    if (announced !== undefined) return announced.then(() => dataGate.settle(dataGate.ticket()));
     return dataGate.settle(dataGate.ticket());
   }
 
@@ -380,6 +382,7 @@ export class Qcow2Node implements FormatNode {
     if (refcountsToo) written.push(caches.refcountBlocks, caches.refcountTable);
     for (const cache of written) await cache.writeBack();
     const generations = written.map((cache) => cache.writtenGeneration);
+    await this.#state.file.event?.('flush_to_disk');
     await fileGate.settle(fileGate.ticket());
     if (dataGate !== fileGate) await dataGate.settle(dataGate.ticket());
     written.forEach((cache, i) => {

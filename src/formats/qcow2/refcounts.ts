@@ -138,11 +138,13 @@ export class Refcounts {
 
   /** Order: the refcount of the new block's own cluster is set before the table entry is, so that the entry is written after it. */
   async #createBlock(index: number, cluster: number): Promise<void> {
-    const { caches, geometry, header } = this.#state;
+    const { caches, geometry, header, file } = this.#state;
     const offset = cluster * geometry.clusterSize;
+    await file.event?.('refblock_alloc');
     const countsItself = divFloor(cluster, this.#perBlock) === index;
     const ownSlice = divFloor(cluster % this.#perBlock, this.#perSlice) * this.#slice;
     if (!countsItself) await this.add(cluster, 1, 1);
+    await file.event?.('refblock_alloc_write');
     for (let at = 0; at < geometry.clusterSize; at += this.#slice) {
       const created = caches.refcountBlocks.leaseNew(offset + at);
       const lease = isPromise(created) ? await created : created;
@@ -151,6 +153,7 @@ export class Refcounts {
     }
     const entryAt = header.refcountTableOffset + index * TABLE_ENTRY_BYTES;
     const tableAt = alignDown(entryAt, caches.refcountTable.tableSize);
+    await file.event?.('refblock_alloc_hookup');
     const leased = caches.refcountTable.lease(tableAt);
     const lease = isPromise(leased) ? await leased : leased;
     caches.refcountTable.writeAfter(caches.refcountBlocks);
@@ -226,6 +229,7 @@ export class Refcounts {
       );
     }
     const used = tableClusters + blocks;
+    await file.event?.('reftable_grow');
     await guard(first * clusterSize, used * clusterSize);
     const tableOffset = (first + blocks) * clusterSize;
     const area = new Uint8Array(used * clusterSize);
@@ -240,14 +244,16 @@ export class Refcounts {
       setU64(view, blocks * clusterSize + (this.#tableEntries + i) * TABLE_ENTRY_BYTES, (first + i) * clusterSize);
     }
     // Every block that the new table names must be on disk before the header names the table.
+    await file.event?.('refblock_alloc_write_blocks');
     await caches.refcountBlocks.makeDurable(caches.refcountBlocks.generation);
-    await file.event?.('reftable_grow');
+    await file.event?.('refblock_alloc_write_table');
     await file.write(first * clusterSize, area);
     await this.#state.flushFile();
     const pointer = new Uint8Array(12);
     const pointerView = new DataView(pointer.buffer);
     setU64(pointerView, 0, tableOffset);
     pointerView.setUint32(8, tableClusters);
+    await file.event?.('refblock_alloc_switch_table');
     await file.write(HEADER_REFCOUNT_TABLE_AT, pointer);
     await this.#state.flushFile();
     const old = { offset: header.refcountTableOffset, clusters: header.refcountTableClusters };

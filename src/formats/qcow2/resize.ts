@@ -241,6 +241,7 @@ export class Resize {
     const { geometry, header, caches, file } = this.#state;
     const space = l1TableSpace(geometry, entries);
     await this.#state.metadata.run(async () => {
+      await file.event?.('l1_grow_alloc_table');
       const offset = await this.#allocator.allocate(space / geometry.clusterSize);
       const table = new Uint8Array(space);
       const end = header.l1Offset + header.l1Size * TABLE_ENTRY_BYTES;

@@ -98,6 +98,8 @@ export class RawNode implements FormatNode {
   }
 
   flush(): Pending {
+    const announced = this.#file.event?.('flush_to_disk');
+    if (announced !== undefined) return announced.then(() => this.#file.flush());
     return this.#file.flush();
   }
 

@@ -248,7 +248,7 @@ describe('events', () => {
     await node.write(128 * KiB, new Uint8Array(4 * KiB).fill(4), { compressed: true });
     await node.flush();
     await node.close();
-    const wanted = ['l1_update', 'l2_update', 'l2_alloc_write', 'refblock_update', 'reftable_update'];
+    const wanted = ['l1_update', 'l2_update', 'l2_alloc_write', 'refblock_update_part', 'reftable_update'];
     for (const event of [...wanted, 'write_compressed', 'vmstate_save', 'vmstate_load']) expect(seen).toContain(event);
   });
 });
