@@ -141,6 +141,21 @@ export async function switchFields(state: HeaderHolder, next: Qcow2Header, onSwi
   onSwitched?.();
 }
 
+/** As {@link switchFields}, of an open image: where nobody knows any more which header the file has, no further request is served.
+ *  @throws what the file throws. */
+export async function switchOrCondemn(
+  state: HeaderHolder & { readonly engine: { condemn(error: Error): void } | undefined },
+  next: Qcow2Header,
+): Promise<void> {
+  try {
+    await switchFields(state, next);
+  } catch (error) {
+    if (!(error instanceof UnknownState)) throw error;
+    state.engine?.condemn(error);
+    throw error.cause;
+  }
+}
+
 /** The header could neither be switched nor put back: nobody knows which of the two images the file holds. */
 export class UnknownState extends Error {
   constructor(cause: unknown) {

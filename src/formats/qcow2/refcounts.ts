@@ -11,10 +11,8 @@ import { isZero } from '../../bytes/zeros.ts';
 import type { Table } from '../../core/table-cache.ts';
 import { getRefcount, refcountBlockOffset, setRefcount } from './entries.ts';
 import { MAX_REFCOUNT_TABLE_BYTES, TABLE_ENTRY_BYTES } from './geometry.ts';
+import { switchOrCondemn } from './header-switch.ts';
 import { hexOf, type Qcow2State } from './image-state.ts';
-
-/** Byte positions in the header of what a move of the refcount table changes: offset u64, clusters u32. */
-const HEADER_REFCOUNT_TABLE_AT = 48;
 
 /** @throws when bytes `[offset, offset+length)` of the file are in use for metadata. */
 type Guard = (offset: number, length: number) => Promise<void>;
@@ -249,13 +247,9 @@ export class Refcounts {
     await file.event?.('refblock_alloc_write_table');
     await file.write(first * clusterSize, area);
     await this.#state.flushFile();
-    const pointer = new Uint8Array(12);
-    const pointerView = new DataView(pointer.buffer);
-    setU64(pointerView, 0, tableOffset);
-    pointerView.setUint32(8, tableClusters);
     await file.event?.('refblock_alloc_switch_table');
-    await file.write(HEADER_REFCOUNT_TABLE_AT, pointer);
-    await this.#state.flushFile();
+    const moved = { refcountTableOffset: tableOffset, refcountTableClusters: tableClusters };
+    await switchOrCondemn(this.#state, { ...this.#state.header, ...moved });
     const old = { offset: header.refcountTableOffset, clusters: header.refcountTableClusters };
     await this.#state.moveRefcountTable(tableOffset, tableClusters);
     await this.add(old.offset / clusterSize, old.clusters, -1);

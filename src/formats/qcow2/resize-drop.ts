@@ -29,19 +29,20 @@ export interface DropParts {
   readonly tables: L2Tables;
 }
 
-/** @param from guest offset, a multiple of the cluster size */
-export async function dropBehind(parts: DropParts, from: number): Promise<void> {
+/** @param from guest offset, a multiple of the cluster size
+ *  @param shrinks whether the disk becomes smaller; else what an earlier one left is cleared */
+export async function dropBehind(parts: DropParts, from: number, shrinks: boolean): Promise<void> {
   const { state } = parts;
   const { l2Coverage } = state.geometry;
   const tableEnd = Math.min(alignUp(from, l2Coverage), state.header.l1Size * l2Coverage);
   await state.markDirty();
   await dropEntries(parts, from, tableEnd);
-  await state.file.event?.('l1_shrink_write_table');
+  if (shrinks) await state.file.event?.('l1_shrink_write_table');
   const named = await state.metadata.run(() => dropL1(state, divFloor(alignUp(from, l2Coverage), l2Coverage)));
   const { l1, l2 } = state.caches;
   await l2.makeDurable(l2.generation);
   await l1.makeDurable(l1.generation);
-  await state.file.event?.('l1_shrink_free_l2_clusters');
+  if (shrinks) await state.file.event?.('l1_shrink_free_l2_clusters');
   for (const l2Offset of named) await state.metadata.run(() => freeTable(parts, l2Offset));
 }
 

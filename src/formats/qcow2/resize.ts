@@ -6,7 +6,6 @@
 import type { Pending } from '../../base/async.ts';
 import { BlockError, type ErrorCode, isBlockError } from '../../base/errors.ts';
 import { alignUp } from '../../bytes/align.ts';
-import { setU64 } from '../../bytes/ints.ts';
 import type { DataTransform } from '../../core/format.ts';
 import type { Preallocation } from '../../core/store.ts';
 import type { Allocator } from './allocator.ts';
@@ -14,6 +13,7 @@ import type { ClusterWrite } from './cluster-write.ts';
 import type { Discard } from './discard.ts';
 import { L2_COMPRESSED, L2_NORMAL, l2Kind } from './entries.ts';
 import { l1EntriesFor, l1TableSpace, MAX_L1_BYTES, TABLE_ENTRY_BYTES } from './geometry.ts';
+import { switchOrCondemn } from './header-switch.ts';
 import type { Qcow2State } from './image-state.ts';
 import type { L2Tables } from './l2-tables.ts';
 import type { MetadataMap } from './metadata-map.ts';
@@ -39,11 +39,6 @@ export interface ResizeParts {
   /** Writes everything back, refcounts included, and frees what was dropped. */
   settle(): Promise<void>;
 }
-
-/** Byte position in the header of what a move of the L1 table changes: entries u32, offset u64. */
-const HEADER_L1_AT = 36;
-/** Virtual size, u64. */
-const HEADER_SIZE_AT = 24;
 
 export class Resize {
   readonly #parts: ResizeParts;
@@ -99,7 +94,7 @@ export class Resize {
     const clusterEnd = alignUp(old, clusterSize);
     const entries = l1EntriesFor(geometry, size);
     // State of a machine, and what an interrupted change left: the guest must not read it there.
-    await dropBehind(this.#parts, clusterEnd);
+    await dropBehind(this.#parts, clusterEnd, false);
     if (entries > this.#state.header.l1Size) await this.#growL1(entries);
     if (clusterEnd > old) await this.#zeroTail(old, Math.min(clusterEnd, size));
     await this.#growData(old, size, preallocation);
@@ -173,11 +168,7 @@ export class Resize {
   }
 
   async #writeSize(size: number): Promise<void> {
-    const field = new Uint8Array(8);
-    setU64(new DataView(field.buffer), 0, size);
-    await this.#state.file.write(HEADER_SIZE_AT, field);
-    await this.#state.flushFile();
-    this.#state.header = { ...this.#state.header, virtualSize: size };
+    await switchOrCondemn(this.#state, { ...this.#state.header, virtualSize: size });
   }
 
   // ── shrinking ────────────────────────────────────────────────────────────────────────────────
@@ -191,7 +182,7 @@ export class Resize {
     // QEMU, when it makes the disk larger again, shows what it finds there.
     const clusterEnd = alignUp(size, geometry.clusterSize);
     if (clusterEnd > size && (await this.#holdsData(size))) await this.#writeZeros(size, clusterEnd);
-    await dropBehind(this.#parts, clusterEnd);
+    await dropBehind(this.#parts, clusterEnd, true);
     await settle();
     await this.#state.metadata.run(async () => {
       for (const block of await refcounts.dropUnused()) metadata.remove(block);
@@ -238,34 +229,41 @@ export class Resize {
   }
 
   async #growL1(entries: number): Promise<void> {
-    const { geometry, header, caches, file } = this.#state;
+    const { geometry, header, file } = this.#state;
     const space = l1TableSpace(geometry, entries);
     await this.#state.metadata.run(async () => {
       await file.event?.('l1_grow_alloc_table');
       const offset = await this.#allocator.allocate(space / geometry.clusterSize);
-      const table = new Uint8Array(space);
-      const end = header.l1Offset + header.l1Size * TABLE_ENTRY_BYTES;
-      for (let at = header.l1Offset; at < end; at += caches.l1.tableSize) {
-        const slice = await caches.l1.load(at);
-        table.set(slice.bytes.subarray(0, Math.min(caches.l1.tableSize, end - at)), at - header.l1Offset);
+      try {
+        await this.#writeL1(offset, entries, space);
+      } catch (error) {
+        // Of the header that is in force nothing is known where the switch could not be undone; then nothing is served any more.
+        await this.#allocator.release(offset, space).catch(() => undefined);
+        throw error;
       }
-      await file.event?.('l1_grow_write_table');
-      await file.write(offset, table);
-      // Also settles what the copied entries are ordered after: their L2 tables and refcounts.
-      await caches.l1.makeDurable(caches.l1.generation);
-      await this.#makeRefcountsDurable();
-      await this.#state.flushFile();
-      const field = new Uint8Array(12);
-      const view = new DataView(field.buffer);
-      view.setUint32(0, entries);
-      setU64(view, 4, offset);
-      await file.event?.('l1_grow_activate_table');
-      await file.write(HEADER_L1_AT, field);
-      await this.#state.flushFile();
       await this.#state.moveL1(offset, entries);
       const oldSpace = l1TableSpace(geometry, header.l1Size);
       if (oldSpace > 0) await this.#allocator.release(header.l1Offset, oldSpace);
     });
+  }
+
+  /** A copy of the L1 table with room for more, in force when it ends. */
+  async #writeL1(offset: number, entries: number, space: number): Promise<void> {
+    const { header, caches, file } = this.#state;
+    const table = new Uint8Array(space);
+    const end = header.l1Offset + header.l1Size * TABLE_ENTRY_BYTES;
+    for (let at = header.l1Offset; at < end; at += caches.l1.tableSize) {
+      const slice = await caches.l1.load(at);
+      table.set(slice.bytes.subarray(0, Math.min(caches.l1.tableSize, end - at)), at - header.l1Offset);
+    }
+    await file.event?.('l1_grow_write_table');
+    await file.write(offset, table);
+    // Also settles what the copied entries are ordered after: their L2 tables and refcounts.
+    await caches.l1.makeDurable(caches.l1.generation);
+    await this.#makeRefcountsDurable();
+    await this.#state.flushFile();
+    await file.event?.('l1_grow_activate_table');
+    await switchOrCondemn(this.#state, { ...this.#state.header, l1Offset: offset, l1Size: entries });
   }
 
   async #makeRefcountsDurable(): Promise<void> {
