@@ -47,6 +47,7 @@ export async function openFilter(driver: FilterDriver, given: OpenFilter): Promi
         );
       },
       objects: new Map(),
+      nodeNamed: () => undefined,
       report: (event) => void given.events?.push(event),
       signal: undefined,
     },
