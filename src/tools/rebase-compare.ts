@@ -18,6 +18,8 @@ const CHUNK = 2 * MiB;
 export interface ComparisonOptions {
   /** Layers of the old chain from this depth on are those of the new one. */
   readonly keepDepth: number;
+  /** Whole clusters are stored compressed. */
+  readonly compressed: boolean;
   readonly writeOptions: WriteOptions;
   readonly signal: AbortSignal | undefined;
   readonly onProgress: JobOptions['onProgress'] | undefined;
@@ -124,13 +126,27 @@ export class Comparison {
 
   async #write(offset: number, bytes: Uint8Array): Promise<void> {
     const { counts, writeOptions } = this.#options;
-    const { node } = this.#image;
     if (isZero(bytes) && (await this.#zero(offset, bytes.length)) && (await this.#holds(offset, bytes.length))) {
       counts.zeroed += bytes.length;
       return;
     }
     counts.copied += bytes.length;
-    await this.#guard('write', 'old', offset, () => node.write(offset, bytes, writeOptions));
+    for (const [start, end, compressed] of this.#parts(offset, offset + bytes.length)) {
+      const part = bytes.subarray(start - offset, end - offset);
+      await this.#guard('write', 'old', start, () =>
+        this.#image.node.write(start, part, compressed ? { ...writeOptions, compressed } : writeOptions),
+      );
+    }
+  }
+
+  /** What of a range is stored compressed, and what before and after it is not. */
+  #parts(start: number, end: number): (readonly [start: number, end: number, compressed: boolean])[] {
+    const { unit } = this.#image.node.format;
+    const from = alignUp(start, unit);
+    const to = end === this.#size ? end : alignDown(end, unit);
+    if (!this.#options.compressed || from >= to) return [[start, end, false]];
+    const parts = [[start, from, false] as const, [from, to, true] as const, [to, end, false] as const];
+    return parts.filter(([first, last]) => first < last);
   }
 
   /** Marks zeros, where the format has marks: an engine that sees zeros there already would write none.

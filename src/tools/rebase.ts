@@ -11,7 +11,7 @@ import { type OpenImageOptions, openImage } from '../image/open.ts';
 import { requireFormat } from '../image/probe.ts';
 import { allowsReference, resolveReference } from '../image/references.ts';
 import type { CacheMode } from './convert.ts';
-import { identitiesOf } from './convert-target.ts';
+import { identitiesOf, requireCompression } from './convert-target.ts';
 import { Comparison } from './rebase-compare.ts';
 
 export interface RebaseOptions
@@ -26,6 +26,8 @@ export interface RebaseOptions
   readonly toOptions?: OpenImageOptions['options'];
   /** Change the record only (`-u`): the new file is the old one under another name, or as good. Neither file need be there. */
   readonly recordOnly?: boolean | undefined;
+  /** Store what is copied compressed, as far as it fills whole clusters; not with `recordOnly`, which copies nothing. Default false. */
+  readonly compressed?: boolean | undefined;
   /** How writes reach the disk. Default `writeback`. */
   readonly cache?: CacheMode | undefined;
   readonly onProgress?: JobOptions['onProgress'] | undefined;
@@ -45,6 +47,7 @@ export interface RebaseResult {
 
 /** Rebases. After a failure or an interruption the image still reads the same over its old backing file, and it can be done again.
  *  @throws {@link BlockError} as `openImage`; UNSUPPORTED `rebase.unsupported` (the format of the image records no other backing file);
+ *  `convert.compress-unsupported` (it stores nothing compressed);
  *  INVALID_ARGUMENT `rebase.format` (details `{ format }`: no driver has that name), `rebase.format-missing`; CHAIN `rebase.loop`;
  *  `rebase.new-backing` (cause tells why it could not be opened), `rebase.record` (cause tells why it could not be recorded),
  *  `rebase.read`, `rebase.write` (details `{ name, offset }`, cause); ABORTED. */
@@ -70,6 +73,7 @@ function opening(options: RebaseOptions): OpenImageOptions {
     to: _,
     toOptions: _options,
     recordOnly: _record,
+    compressed: _compressed,
     cache,
     onProgress: _progress,
     onOpened: _opened,
@@ -101,6 +105,8 @@ class Rebase {
     try {
       const record = this.#completed(from);
       this.#requireRecordable();
+      const stores = this.#image.node.format.writeCompressed !== undefined;
+      if (this.#options.compressed === true) requireCompression(stores, this.#image.format);
       if (recordOnly !== true) await this.#copy(base);
       await this.#image.flush();
       await this.#record(record);
@@ -197,6 +203,7 @@ class Rebase {
     const { cache, signal, onProgress } = this.#options;
     const comparison = new Comparison(this.#image, base?.node, {
       keepDepth: base === undefined ? Number.POSITIVE_INFINITY : await depthOf(base.node, this.#image.node),
+      compressed: this.#options.compressed === true,
       writeOptions: cache === 'writethrough' || cache === 'directsync' ? { fua: true } : {},
       signal,
       onProgress,

@@ -137,6 +137,30 @@ describe('rebasing', () => {
     expectSame(await content(files, 'top'), before);
   });
 
+  it.each([
+    ['whole clusters', {}],
+    ['with subclusters', { extendedL2: true }],
+  ])('stores what it copies compressed where that is asked for: %s', async (_, top) => {
+    const files = await image(top);
+    const before = await content(files, 'top');
+    const { copied } = await rebase(files, 'top', { name: 'new', ...QCOW2 }, { compressed: true });
+    expect(copied).toBeGreaterThan(0);
+    expectSame(await content(files, 'top'), before);
+    await expectSound(files, 'top');
+    await using opened = await open(files, 'top', { references: 'allow' });
+    const compressed = [];
+    for await (const extent of opened.extents()) if (extent.compressed && extent.depth === 0) compressed.push(extent);
+    expect(compressed.length).toBeGreaterThan(0);
+  });
+
+  it('compresses nothing where the image cannot: data in a file of its own', async () => {
+    const files = await image({ dataFile: 'top.data' });
+    const before = await content(files, 'top');
+    const asked = rebase(files, 'top', { name: 'new', ...QCOW2 }, { compressed: true });
+    await expect(asked).rejects.toMatchObject({ code: 'UNSUPPORTED' });
+    expectSame(await content(files, 'top'), before);
+  });
+
   it('to a file further down reads only what the layers between hold', async () => {
     const files = new MemoryFiles();
     const reads: number[] = [];

@@ -18,6 +18,7 @@ export const runRebase: Command = async (cli, args, spec) => {
   const recordOnly = given.has('backing-unsafe');
   const name = given.value('backing');
   if (!recordOnly && name === undefined) throw usage('Must specify backing file (-b) or use unsafe mode (-u)');
+  if (recordOnly && given.has('compress')) throw usage('--compress has no effect with -u: nothing is copied');
   const display = new ProgressDisplay(cli, progressForm(cli, progressAsked(given), given.has('quiet')), STEP);
   let outcome: 'done' | 'failed' = 'failed';
   try {
@@ -33,6 +34,7 @@ export const runRebase: Command = async (cli, args, spec) => {
         ...options,
         to: name === undefined || name === '' ? undefined : { name, format },
         recordOnly,
+        compressed: given.has('compress'),
         cache,
         onOpened: (image) => {
           if (image.probedRaw) warnProbed(cli, source.name, image.format, choices);
