@@ -40,6 +40,9 @@ export function prepareImages(directory, say) {
     giantSnapshot: path('giant-snapshot.qcow2'),
     giantRefcounts: path('giant-refcounts.qcow2'),
     giantLeaks: path('giant-leaks.qcow2'),
+    sparseRaw: path('sparse.raw'),
+    sparse: path('sparse.qcow2'),
+    sparseOverlay: path('sparse-overlay.qcow2'),
   };
   make(images.raw, say, (file) => makeDisk(file, `${file}.tree`));
   make(images.qcow2, say, (file) => qemuImg('convert', '-f', 'raw', '-O', 'qcow2', images.raw, file));
@@ -69,7 +72,43 @@ export function prepareImages(directory, say) {
       if (index % 3 === 0) table.fill(0, at, at + 8);
     }),
   );
+  make(images.sparseRaw, say, (file) => makeSparse(file, images.raw));
+  make(images.sparse, say, (file) => qemuImg('convert', '-f', 'raw', '-O', 'qcow2', images.sparseRaw, file));
+  make(images.sparseOverlay, say, (file) => makeSparseOverlay(file, images.sparse));
   return images;
+}
+
+/** 100 GiB, of which 1 % holds something: pieces of 64 KiB of the disk `from`, scattered evenly. */
+const SPARSE = { size: 100 * GiB, piece: 64 * 1024, pieces: (100 * GiB) / 100 / (64 * 1024) };
+
+function makeSparse(file, from) {
+  const fd = sized(file, SPARSE.size);
+  const source = openSync(from, 'r');
+  const bytes = Buffer.alloc(SPARSE.piece);
+  for (let i = 0; i < SPARSE.pieces; i++) {
+    // What was not filled of the disk must not become a hole.
+    if (readSync(source, bytes, 0, bytes.length, (i * bytes.length) % GiB) === 0) bytes.fill(1);
+    bytes.writeUInt32LE(i + 1, 0);
+    writeSync(fd, bytes, 0, bytes.length, i * SPARSE.piece * 100);
+  }
+  closeSync(source);
+  closeSync(fd);
+}
+
+/** An overlay that holds 1 % of the data of its base, the same as there. */
+function makeSparseOverlay(file, base) {
+  qemuImg('create', '-q', '-f', 'qcow2', '-b', base, '-F', 'qcow2', file);
+  const commands = [];
+  for (let i = 0; i < SPARSE.pieces; i += 100) {
+    const at = i * SPARSE.piece * 100;
+    // The first bytes of a piece are its number.
+    commands.push(`write -q -P ${(i + 1) % 256} ${at} 1`);
+  }
+  const { status, stderr } = spawnSync('qemu-io', ['-f', 'qcow2', file], {
+    input: commands.join('\n'),
+    encoding: 'utf8',
+  });
+  if (status !== 0) throw new Error(`qemu-io: ${stderr}`);
 }
 
 function make(file, say, body) {

@@ -1,7 +1,7 @@
 /** `npm run bench`: cowdisk and the real qemu-img do the same work in turn (A B A B …), both with default flags; the ratio of each pair is taken,
  *  and the median of these is what counts. Absolute times drift with whatever else a machine does; the ratio of neighbours hardly does.
  *  Options: --runs=N pairs (5), --only=NAME,…, --json, --readme (puts the table into README.md; for a machine that does nothing else).
- *  COWDISK_BENCH_DIR: where the images are kept (some 3 GiB). */
+ *  COWDISK_BENCH_DIR: where the images are kept (some 6 GiB). */
 import { createHash } from 'node:crypto';
 import { existsSync, readFileSync, rmSync, statSync, writeFileSync } from 'node:fs';
 import { createRequire } from 'node:module';
@@ -71,6 +71,14 @@ const JOBS = [
     'old',
   ]),
   change('repair-refcounts', 'repair of refcounts that are 0', 0.8, images.giantRefcounts, ['check', '-r', 'all']),
+  sameDisk(
+    'diff',
+    '100 GiB, 1 % allocated: diff of qcow2 and raw, which are equal',
+    0.8,
+    images.sparse,
+    images.sparseRaw,
+  ),
+  sameDisk('diff-overlay', 'the same: diff of an overlay and its base', 1, images.sparseOverlay, images.sparse),
   change('repair-leaks', 'repair of 350,000 leaked clusters', 0.8, images.giantLeaks, ['check', '-r', 'all']),
 ];
 
@@ -153,6 +161,22 @@ function question(name, title, wanted, args) {
       if (digest(answer('qemu')) !== digest(answer('cowdisk'))) throw new Error(`${name}: the two answers differ`);
       return {};
     },
+  };
+}
+
+/** Two images of equal disks: `diff` of ours, and `compare` of QEMU's, which has no diff. Only over equal disks do both have the same work:
+ *  `compare` ends at the first difference. */
+function sameDisk(name, title, wanted, first, second) {
+  const format = (file) => (file.endsWith('.raw') ? 'raw' : 'qcow2');
+  const both = ['-f', format(first), '-F', format(second), first, second];
+  return {
+    name,
+    title,
+    wanted,
+    args: (tool) => [tool === 'qemu' ? 'compare' : 'diff', ...both],
+    cleanUp: () => undefined,
+    /** Both ended with 0: the disks are the same. */
+    verify: () => ({}),
   };
 }
 
@@ -330,19 +354,51 @@ function readsTable({ ratios, sparse }) {
   ].join('\n');
 }
 
+/** The checksum against its own hash, both by this library. */
+function benchChecksum() {
+  say('checksum: against SHA-256 alone');
+  const { out, err, status } = capture(process.execPath, [
+    join(ROOT, 'bench', 'checksum.mjs'),
+    directory,
+    String(runs),
+  ]);
+  if (status !== 0) throw new Error(`checksum: ${err}`);
+  return JSON.parse(out);
+}
+
+function checksumTable({ cores, bytes, pairs }) {
+  const rate = (key) => `${(median(pairs.map((pair) => pair[key])) / 1e9).toFixed(2)} GB/s`;
+  const ratios = pairs.map(({ ratio }) => ratio);
+  const cpu = median(pairs.map((pair) => pair.cpuAlone / pair.cpuWhole));
+  const middle = median(ratios);
+  return [
+    '',
+    `\`checksum\` of ${bytes / MiB} MiB of data in the page cache, against SHA-256 over as many bytes in memory on one thread, in one process, in turn:`,
+    `${rate('whole')} against ${rate('alone')}, which is **${middle.toFixed(2)}** (${ratios[0].toFixed(2)} to ${ratios.at(-1).toFixed(2)}) of the hash's own rate on each of ${cores} cores;`,
+    `wanted 0.8: ${middle >= 0.8 ? 'yes' : '**no**'}. Of its CPU time, ${Math.round(cpu * 100)} % is what the hash alone takes; the rest is reading.`,
+  ].join('\n');
+}
+
+const withChecksum = values.only === undefined || values.only.split(',').includes('checksum');
 const withReads = values.only === undefined || values.only.split(',').includes('reads');
 const chosen = values.only === undefined ? JOBS : JOBS.filter((job) => values.only.split(',').includes(job.name));
-if (chosen.length === 0 && !withReads)
-  fail(`--only: the jobs are ${[...JOBS.map((job) => job.name), 'reads'].join(', ')}`);
+if (chosen.length === 0 && !withReads && !withChecksum)
+  fail(`--only: the jobs are ${[...JOBS.map((job) => job.name), 'reads', 'checksum'].join(', ')}`);
 const facts = machine();
 const results = [];
 let reads;
+let checksum;
 try {
   for (const job of chosen) results.push(bench(job));
   if (withReads) reads = benchReads();
+  if (withChecksum) checksum = benchChecksum();
 } catch (error) {
   fail(String(error.message));
 }
-const text = [table(facts, results), ...(reads === undefined ? [] : [readsTable(reads)])].join('\n');
+const text = [
+  table(facts, results),
+  ...(reads === undefined ? [] : [readsTable(reads)]),
+  ...(checksum === undefined ? [] : [checksumTable(checksum)]),
+].join('\n');
 if (values.readme) writeReadme(text);
-console.log(values.json ? JSON.stringify({ machine: facts, results, reads }, undefined, 2) : text);
+console.log(values.json ? JSON.stringify({ machine: facts, results, reads, checksum }, undefined, 2) : text);
