@@ -106,7 +106,10 @@ class Change {
     try {
       if (action === 'create') {
         // The instruction count that qemu-img records.
-        await this.#image.createSnapshot({ name: cutName(this.#name), date: new Date(), icount: 0n }, { signal });
+        await this.#image.createSnapshot(
+          { name: cutName(this.#name), date: dateOfNow(this.#cli), icount: 0n },
+          { signal },
+        );
       } else if (action === 'apply') await this.#image.applySnapshot(this.#name, { signal });
       else await this.#image.deleteSnapshot(this.#meant(), { signal });
     } catch (error) {
@@ -158,3 +161,13 @@ const SAID_BEFORE: Readonly<Record<string, string>> = {
   'qcow2.snapshot-l1-offset': 'Snapshot L1 table offset invalid',
   'qcow2.snapshot-disk-size': 'The new size must be a multiple of 512',
 };
+
+/** What the system's clock says, or, for output that can be made again, SOURCE_DATE_EPOCH; QEMU does not look at that.
+ *  @throws {@link Failure} */
+function dateOfNow({ env, personality }: Cli): Date {
+  const text = personality.qemu ? undefined : env['SOURCE_DATE_EPOCH'];
+  if (text === undefined || text === '') return new Date();
+  const seconds = /^\d{1,11}$/.test(text) ? Number(text) : Number.NaN;
+  if (seconds <= 0xffff_ffff) return new Date(seconds * 1000);
+  throw new Failure(`SOURCE_DATE_EPOCH: expected seconds since 1970, not '${text}'`);
+}
