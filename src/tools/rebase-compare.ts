@@ -46,7 +46,7 @@ export class Comparison {
     this.#base = base;
     this.#options = options;
     this.#size = image.virtualSize;
-    this.#unit = Math.min(unit, zeroUnit);
+    this.#unit = options.compressed ? unit : Math.min(unit, zeroUnit);
     this.#chunk = alignUp(CHUNK, unit);
     this.#own = layerCursor(image.node);
     this.#old = new StatusCursor(image.node);
