@@ -75,6 +75,7 @@ const LINES: Readonly<Record<string, Line>> = {
   dd: { files: (name) => [`if=${name}`, `of=${path('target')}`], surplus: ['a'] },
   detach: ONE,
   diff: { files: (name) => [name, disk], surplus: ['a', 'b', 'c'], mistake: 2, unopened: 2 },
+  fuzz: { files: (name) => ['--replay', name], surplus: ['a'], runsAlone: true, mistake: 2 },
   info: ONE,
   io: { ...ONE, files: (name) => ['-c', 'quit', name], runsAlone: true },
   map: ONE,

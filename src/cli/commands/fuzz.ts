@@ -17,11 +17,14 @@ import { findingLine, findingText, line, summaryLine, summaryText } from '../fuz
 import { type FuzzPlan, runFuzz, runOnce, type Workbench } from '../fuzz/session.ts';
 import { type CommandTemplate, parseCommand, parseCommandList } from '../fuzz/template.ts';
 import { safeSizeArgument } from '../numbers.ts';
-import { ProgressDisplay, progressForm } from '../progress.ts';
+import { ProgressDisplay, type ProgressForm, progressForm } from '../progress.ts';
+import { fuzz } from '../verbs/fuzz.ts';
 import type { Command } from '../verbs/index.ts';
 import { outputForm, type Scanned, scan } from './common.ts';
 import { progressAsked } from './compare.ts';
 
+/** Seeds of a run that only time ends. */
+const ENDLESS = 2 ** 40;
 const STATUS = { found: 1, error: 2 } as const;
 const DEFAULTS = { count: 100, density: 1, seconds: 30, memory: '1G', growth: '256M', pick: 4 } as const;
 /** Percent between two prints. */
@@ -32,10 +35,12 @@ export const runFuzzVerb: Command = async (cli, args, spec) => {
     const given = await scan(cli, spec, args);
     const [surplus] = given.operands;
     if (surplus !== undefined) throw new Failure(`Unexpected argument: ${surplus}`, { hint: 'help' });
-    if (given.has('make')) return await make(cli, given);
+    const settings = await settingsOf(cli, given);
+    for (const mode of MODES) if (given.has(mode)) requireMeaning(given, mode);
+    if (given.has('make')) return await make(cli, given, settings);
     return await inScratch((scratch) => {
-      const bench = benchOf(cli, given, scratch);
-      return given.has('replay') ? replay(cli, given, bench) : search(cli, given, bench);
+      const bench = benchOf(cli, settings, scratch);
+      return given.has('replay') ? replay(cli, given, bench, settings) : search(cli, given, bench, settings);
     });
   } catch (error) {
     if (!(error instanceof Failure) || error.status === STATUS.error) throw error;
@@ -64,16 +69,71 @@ async function inScratch(body: (scratch: string) => Promise<number>): Promise<nu
 
 // ── options ──────────────────────────────────────────────────────────────────────────────────
 
-function benchOf(cli: Cli, given: Scanned, scratch: string): Workbench {
-  const [, script] = process.argv;
+/** Modes that run no search, and the options that mean something to each of them. */
+const MODES = ['make', 'replay'] as const;
+const MEANT: Readonly<Record<(typeof MODES)[number], readonly string[]>> = {
+  make: ['make', 'format', 'seed', 'count', 'density', 'quiet', 'output', 'json'],
+  replay: [
+    ...['replay', 'command', 'commands', 'program', 'timeout', 'max-memory', 'max-growth', 'allow-status', 'match'],
+    ...['quiet', 'output', 'json'],
+  ],
+};
+
+/** @throws {@link Failure} */
+function requireMeaning(given: Scanned, mode: (typeof MODES)[number]): void {
+  for (const { key } of fuzz.options) {
+    if (!given.has(key) || MEANT[mode].includes(key)) continue;
+    throw new Failure(`--${key === 'progress-form' ? 'progress' : key} has no meaning with --${mode}`);
+  }
+}
+
+/** What the options say, all of it checked. */
+interface Settings {
+  readonly form: 'human' | 'json';
+  readonly quiet: boolean;
+  readonly progress: ProgressForm;
+  readonly formats: readonly FuzzFormat[];
+  readonly firstSeed: number;
+  readonly count: number;
+  readonly density: number;
+  /** `undefined` when none were given. */
+  readonly commands: readonly CommandTemplate[] | undefined;
+  readonly picked: number | undefined;
+  readonly lanes: number;
+  readonly enough: number;
+  /** Seconds; infinite when not given. */
+  readonly duration: number;
+  readonly limits: Limits;
+  readonly rules: Rules;
+}
+
+async function settingsOf(cli: Cli, given: Scanned): Promise<Settings> {
+  const form = outputForm(given);
+  const quiet = given.has('quiet');
+  const commands = commandsGiven(given);
+  const duration = given.has('duration') ? number(given, 'duration', 1e9) : Number.POSITIVE_INFINITY;
   return {
-    execute,
+    form,
+    quiet,
+    progress: progressForm(cli, progressAsked(given), quiet || form === 'json'),
+    formats: await formatsOf(given),
+    firstSeed: whole(given, 'seed', 0, 1),
+    count: whole(given, 'count', 1, given.has('duration') ? ENDLESS : DEFAULTS.count),
+    density: given.has('density') ? number(given, 'density', 100) : DEFAULTS.density,
+    commands,
+    picked: given.has('pick') ? whole(given, 'pick', 1, 1) : commands === undefined ? DEFAULTS.pick : undefined,
+    lanes: whole(given, 'jobs', 1, availableParallelism()),
+    enough: whole(given, 'enough', 1, Number.POSITIVE_INFINITY),
+    duration,
     limits: limitsOf(cli, given, undefined),
     rules: rulesOf(given),
-    scratch,
-    cowdisk: script === undefined ? [process.execPath] : [process.execPath, script],
-    signal: cli.signal,
   };
+}
+
+function benchOf(cli: Cli, { limits, rules }: Settings, scratch: string): Workbench {
+  const [, script] = process.argv;
+  const cowdisk = script === undefined ? [process.execPath] : [process.execPath, script];
+  return { execute, limits, rules, scratch, cowdisk, signal: cli.signal };
 }
 
 /** @param kept those of a finding, where nothing else is said */
@@ -84,7 +144,7 @@ function limitsOf(cli: Cli, given: Scanned, kept: Limits | undefined): Limits {
     return safeSizeArgument(key, text ?? usual, cli);
   };
   return {
-    seconds: given.has('timeout') ? number(given, 'timeout', 0, 1e6) : (kept?.seconds ?? DEFAULTS.seconds),
+    seconds: given.has('timeout') ? number(given, 'timeout', 1e6) : (kept?.seconds ?? DEFAULTS.seconds),
     memory: size('max-memory', DEFAULTS.memory, kept?.memory),
     growth: size('max-growth', DEFAULTS.growth, kept?.growth),
   };
@@ -105,11 +165,11 @@ function rulesOf(given: Scanned): Rules {
   return { statuses: new Set(statuses), patterns: [...USUAL_PATTERNS, ...patterns] };
 }
 
-/** Any number; `least` itself is too little where it is 0 and fractions are allowed. */
-function number(given: Scanned, key: string, least: number, most: number): number {
+/** Any number from 0 on; of time, 0 is too little. */
+function number(given: Scanned, key: string, most: number): number {
   const text = given.value(key) ?? '';
   const value = text.trim() === '' ? Number.NaN : Number(text);
-  if (value >= least && value <= most && (value > 0 || key === 'density')) return value;
+  if (value >= 0 && value <= most && (value > 0 || key === 'density')) return value;
   throw new Failure(`--${key}: expected a number up to ${most}, not '${text}'`);
 }
 
@@ -160,28 +220,19 @@ function fromHere({ text, words }: CommandTemplate): CommandTemplate {
 
 // ── what it does ─────────────────────────────────────────────────────────────────────────────
 
-async function search(cli: Cli, given: Scanned, bench: Workbench): Promise<number> {
-  const form = outputForm(given);
-  const quiet = given.has('quiet');
-  const commands = commandsGiven(given);
+async function search(cli: Cli, given: Scanned, bench: Workbench, settings: Settings): Promise<number> {
+  const { form, quiet, commands, duration } = settings;
   const keep = given.value('keep');
-  const end = given.has('duration') ? performance.now() + 1000 * number(given, 'duration', 0, 1e9) : undefined;
-  const formats = await formatsOf(given);
+  const end = performance.now() + 1000 * duration;
   const { formats: drivers } = await loadDrivers(cli.personality, false, given.objects);
-  const display = new ProgressDisplay(cli, progressForm(cli, progressAsked(given), quiet || form === 'json'), STEP);
+  const display = new ProgressDisplay(cli, settings.progress, STEP);
   const plan: FuzzPlan = {
+    ...settings,
     ...bench,
-    formats,
     drivers,
-    firstSeed: whole(given, 'seed', 0, 1),
-    count: whole(given, 'count', 1, end === undefined ? DEFAULTS.count : 2 ** 40),
-    density: given.has('density') ? number(given, 'density', 0, 100) : DEFAULTS.density,
     commands: commands ?? ownCommands(undefined),
-    picked: given.has('pick') ? whole(given, 'pick', 1, 1) : commands === undefined ? DEFAULTS.pick : undefined,
-    lanes: whole(given, 'jobs', 1, availableParallelism()),
     shrink: given.has('shrink'),
-    enough: whole(given, 'enough', 1, Number.POSITIVE_INFINITY),
-    timeIsUp: () => end !== undefined && performance.now() >= end,
+    timeIsUp: () => performance.now() >= end,
     onFinding: (finding) => {
       const kept = keep === undefined ? undefined : keepFinding(keep, finding);
       cli.out.write(form === 'json' ? findingLine(finding, kept) : findingText(finding, kept));
@@ -208,10 +259,10 @@ function interruptedStatus({ signal }: Cli): number {
 }
 
 /** Runs the command of a finding, or those given, on its image. */
-async function replay(cli: Cli, given: Scanned, bench: Workbench): Promise<number> {
-  const form = outputForm(given);
+async function replay(cli: Cli, given: Scanned, bench: Workbench, settings: Settings): Promise<number> {
+  const { form, quiet } = settings;
   const kept: Kept = readKept(given.value('replay') as string);
-  const commands = commandsGiven(given) ?? (kept.command === undefined ? ownCommands(undefined) : [kept.command]);
+  const commands = settings.commands ?? (kept.command === undefined ? ownCommands(undefined) : [kept.command]);
   const limits = limitsOf(cli, given, kept.limits);
   let found = false;
   for (const command of commands) {
@@ -225,24 +276,23 @@ async function replay(cli: Cli, given: Scanned, bench: Workbench): Promise<numbe
       cli.out.write(`${command.text}\n  ${told}\n`);
     }
   }
-  if (form === 'human' && !given.has('quiet'))
-    for (const damage of kept.damages) cli.out.write(`  damage: ${damage}\n`);
+  if (form === 'human' && !quiet) for (const damage of kept.damages) cli.out.write(`  damage: ${damage}\n`);
   return found ? STATUS.found : 0;
 }
 
-async function make(cli: Cli, given: Scanned): Promise<number> {
+async function make(cli: Cli, given: Scanned, settings: Settings): Promise<number> {
+  const { formats, firstSeed, count, density, form, quiet } = settings;
   const into = given.value('make') as string;
-  const formats = await formatsOf(given);
   const { formats: drivers } = await loadDrivers(cli.personality, false, given.objects);
-  const first = whole(given, 'seed', 0, 1);
-  const count = whole(given, 'count', 1, DEFAULTS.count);
-  const density = given.has('density') ? number(given, 'density', 0, 100) : DEFAULTS.density;
-  for (let seed = first; seed < first + count; seed++) {
+  for (let seed = firstSeed; seed < firstSeed + count; seed++) {
     for (const format of formats) {
       if (cli.signal.aborted) return interruptedStatus(cli);
       const specimen = await makeSpecimen(format, seed, drivers);
-      const directory = keepSpecimen(into, specimen, drawFor(specimen, format, density));
-      if (!given.has('quiet')) cli.out.write(`${directory}: ${specimen.features.join(', ')}\n`);
+      const damages = drawFor(specimen, format, density);
+      const directory = keepSpecimen(into, specimen, damages);
+      const { format: name, features } = specimen;
+      if (form === 'json') cli.out.write(line({ event: 'made', directory, format: name, seed, features, damages }));
+      else if (!quiet) cli.out.write(`${directory}: ${features.join(', ')}\n`);
     }
   }
   return 0;

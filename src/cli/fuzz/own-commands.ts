@@ -16,6 +16,7 @@ const COMMON = [
   `resize ${OPENED} $open +1M`,
   'bitmap -f $format --add $image new',
   'amend -f $format -o compat=v3 $image',
+  'commit -f $format $image',
   "rebase -u -f $format -b '' $image",
   `bench ${OPENED} -w -c 20 -s 4096 -o $offset $open`,
 ];
@@ -24,6 +25,7 @@ const COMMON = [
 const OWN = [
   `io ${OPENED} -c 'read $offset $length' -c 'write -P 7 $offset $length' -c 'write -z $offset $length' -c 'discard $offset $length' -c flush $open`,
   `checksum ${OPENED} $open`,
+  'audit -f $format $image',
   'recover -f $format $image $output',
 ];
 

@@ -3,7 +3,7 @@ import { HELP, JSON_OUTPUT, OUTPUT, OWN_PROGRESS, QUIET, type VerbSpec } from '.
 
 export const fuzz: VerbSpec = {
   name: 'fuzz',
-  summary: 'run commands on damaged images, and keep what crashed, hung or grew',
+  summary: 'run commands on damaged images, and keep what they fail on',
   operands: '',
   only: 'cowdisk',
   description: [
@@ -169,7 +169,7 @@ export const fuzz: VerbSpec = {
   exitStatus: [
     [0, 'nothing was found'],
     [1, 'something was found'],
-    [2, 'the run could not begin or go on: a mistake in the command line, a program that cannot be run'],
+    [2, 'the run could not begin or go on: bad arguments, no such program'],
     [130, 'interrupted by Ctrl-C before anything was found'],
     [143, 'terminated before anything was found'],
   ],

@@ -98,7 +98,7 @@ const VERBS: Readonly<Record<string, VerbEntry>> = {
     command: async () => (await import('../commands/diff.ts')).runDiff,
   },
   fuzz: {
-    summary: 'run commands on damaged images, and keep what crashed, hung or grew',
+    summary: 'run commands on damaged images, and keep what they fail on',
     only: 'cowdisk',
     spec: async () => (await import('./fuzz.ts')).fuzz,
     command: async () => (await import('../commands/fuzz.ts')).runFuzzVerb,
