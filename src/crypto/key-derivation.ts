@@ -55,6 +55,8 @@ export async function iterationsFor(
   subject: string,
 ): Promise<number> {
   if (!(ms >= 0)) throw fault(subject, 'iter-time', `iter-time ${ms} is no time`, { iterTime: ms }, 'OPTION');
+  // no need to measure for what any machine does in no time
+  if (ms === 0) return LEAST_ITERATIONS;
   const perMs = await iterationsPerMs(hash, length, provider);
   const iterations = Math.max(LEAST_ITERATIONS, Math.floor(perMs * ms * share));
   if (roundsOf(hash, iterations, length) <= DEFAULT_ROUND_LIMIT / 2) return iterations;

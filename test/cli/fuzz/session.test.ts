@@ -54,7 +54,7 @@ describe('a planted bug', () => {
     const firstSeed = findings[0]?.seed ?? 0;
     for (const bug of ['hang', 'status', 'message', 'memory', 'growth']) {
       const commands = [parseCommand(`'${process.execPath}' '${PLANTED}' ${bug} $image`)];
-      const limits = { seconds: bug === 'hang' ? 2 : 60, memory: 2 ** 28, growth: 2 ** 24 };
+      const limits = { seconds: bug === 'hang' ? 1 : 60, memory: 2 ** 28, growth: 2 ** 24 };
       const changes = { execute, commands, limits, firstSeed, count: 1, shrink: false, density: 10 };
       const ran = await fuzz(directory(), { format: 'qcow2', ...changes });
       expect(ran.findings.map(({ verdict }) => verdict.kind)).toEqual([bug]);
