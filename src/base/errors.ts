@@ -21,6 +21,7 @@ export type ErrorCode =
   | 'OUT_OF_RANGE' // an offset or length outside the disk
   | 'TOO_LARGE' // a size beyond what the format or this library can hold
   | 'BUSY' // another process or request holds it
+  | 'LOCKED' // another program has the file open in a way that excludes this one
   | 'CLOSED' // used after close
   | 'ABORTED' // the caller's AbortSignal fired
   | 'INTERNAL'; // a broken invariant of this library: a bug
@@ -230,6 +231,7 @@ const ERRNO_OF_CODE: Readonly<Partial<Record<ErrorCode, string>>> = {
   UNSUPPORTED: 'ENOTSUP',
   TOO_LARGE: 'EFBIG',
   BUSY: 'EBUSY',
+  LOCKED: 'EAGAIN',
   CLOSED: 'EBADF',
   WRONG_FORMAT: 'EINVAL',
   CORRUPT: 'EINVAL',

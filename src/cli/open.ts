@@ -18,6 +18,10 @@ export interface OpenChoices {
   readonly readOnly?: boolean;
   /** `-U`. */
   readonly forceShare?: boolean;
+  /** Whether others may write to what is read, where its format does not mind. */
+  readonly shareWrites?: boolean;
+  /** The disk gets another size. */
+  readonly resizes?: boolean;
   readonly references?: ReferencePolicy;
   /** Which files may be looked at without opening them; as `references` when not given. */
   readonly lookAt?: ReferencePolicy;
@@ -71,6 +75,8 @@ export function openOptionsOf(
     backing: choices.backing,
     dataFile: named(choices.dataFile),
     forceShare: choices.forceShare,
+    shareWrites: choices.shareWrites,
+    resizes: choices.resizes,
     snapshot: choices.snapshot,
     references: choices.references ?? 'allow',
     lookAt: choices.lookAt,

@@ -8,6 +8,7 @@ import type { OptionSchema, OptionsOf } from '../base/options.ts';
 import type { Codecs } from '../codec/codecs.ts';
 import type { AuditFacet } from './audit.ts';
 import type { BlockNode, Child } from './node.ts';
+import type { FileUse } from './permissions.ts';
 import type { RecoveryFacet, RecoveryRequest } from './recovery.ts';
 import type { RunList } from './run.ts';
 import type { SafetyRules } from './safety.ts';
@@ -435,6 +436,8 @@ export interface FormatCapabilities {
   readonly snapshots?: boolean;
   /** Images hold dirty bitmaps. Default false. */
   readonly bitmaps?: boolean;
+  /** What it lets others do with its file. Default `exclusive`. */
+  readonly fileUse?: FileUse;
 }
 
 /** Space an image would need, in bytes of its file. */

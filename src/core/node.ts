@@ -2,6 +2,7 @@
 
 import type { Breakpoints } from './breakpoints.ts';
 import type { FormatNode } from './format.ts';
+import type { FileClaims } from './permissions.ts';
 import type { ByteStore } from './store.ts';
 
 /** What a child is to its parent. `file`: metadata (and data, unless there is a data child). `header`: metadata apart from the file. */
@@ -25,6 +26,8 @@ export interface BlockNode extends ByteStore {
   readonly format?: FormatNode;
   /** Filters that can hold requests at events. */
   readonly breakpoints?: Breakpoints | undefined;
+  /** Of a file that other processes may use, too. */
+  readonly locks?: FileClaims | undefined;
 }
 
 export function childOf(node: { readonly children: readonly Child[] }, role: ChildRole): BlockNode | undefined {

@@ -2,14 +2,17 @@
 import type { OptionSchema } from '../base/options.ts';
 import type { BlockNode } from './node.ts';
 
+/** Locks between processes: where they are to be had; wanted, or the opening fails; none. */
+export type LockingMode = 'auto' | 'on' | 'off';
+
 export interface OpenFileOptions {
   readonly readOnly: boolean;
   /** Flushes do nothing, the one of `close` included: the content becomes durable when the system writes it back. */
   readonly unsafe?: boolean | undefined;
-  /** Other processes may be writing meanwhile; `readOnly` only. Default false. */
+  /** Default `auto`. */
+  readonly locking?: LockingMode | undefined;
+  /** Read next to whoever writes: others may do everything. Only with `readOnly`. */
   readonly forceShare?: boolean | undefined;
-  /** Whether other processes are kept out: `on`, or fail; `auto`, where it can be done; `off`. Default `auto`. */
-  readonly locking?: 'auto' | 'on' | 'off' | undefined;
   readonly signal?: AbortSignal | undefined;
 }
 
@@ -20,6 +23,8 @@ export interface CreateFileOptions {
   readonly unsafe?: boolean | undefined;
   /** An existing file that the new one is going to replace: its permissions and, as far as the system allows, its owner are taken over. */
   readonly like?: string | undefined;
+  /** As in {@link OpenFileOptions}. */
+  readonly locking?: LockingMode | undefined;
   readonly signal?: AbortSignal | undefined;
 }
 

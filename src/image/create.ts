@@ -5,7 +5,8 @@ import { BlockError, isBlockError } from '../base/errors.ts';
 import { cliName, type OptionsInput, type OptionsOf, resolveOptions } from '../base/options.ts';
 import type { Chance, CreateContext, FormatDriver, Reference, ReferenceStatus } from '../core/format.ts';
 import type { BlockNode } from '../core/node.ts';
-import type { ProtocolDriver } from '../core/protocol.ts';
+import { CREATION_CLAIM } from '../core/permissions.ts';
+import type { LockingMode, ProtocolDriver } from '../core/protocol.ts';
 import { secretsOf } from '../core/secrets.ts';
 import type { ByteStore } from '../core/store.ts';
 import { type ImageDrivers, openImage } from './open.ts';
@@ -48,6 +49,8 @@ export interface CreateImageOptions extends ImageDrivers {
   readonly chance?: Chance | undefined;
   /** Nothing need be durable, not even at the end. Default false. */
   readonly unsafe?: boolean | undefined;
+  /** Locks on what stands at the name: see `OpenImageOptions.locking`. */
+  readonly locking?: LockingMode | undefined;
   readonly signal?: AbortSignal | undefined;
 }
 
@@ -217,6 +220,8 @@ async function lookAt(
       format,
       // its size and format, for which no key is needed
       metadataOnly: true,
+      // whoever writes to it does not change them
+      forceShare: true,
       references: 'layer-only',
       lookAt: options.references ?? 'allow',
     });
@@ -293,9 +298,15 @@ class Plan implements CreatePlan {
       await this.format(this.#target);
       return;
     }
-    const { protocols, exclusive, unsafe, signal } = this.#given;
+    const { protocols, exclusive, unsafe, locking, signal } = this.#given;
     const protocol = protocolOf(this.name, protocols);
-    const target = await TargetFile.open(protocol, this.name, { exclusive, unsafe, signal });
+    const target = await TargetFile.open(protocol, this.name, {
+      exclusive,
+      unsafe,
+      locking,
+      use: this.driver.capabilities.fileUse,
+      signal,
+    });
     let made: { discard(): Promise<void> } | undefined;
     try {
       made = await this.format(target.file);
@@ -354,7 +365,7 @@ class NamedFiles {
   }
 
   async create(asked: Reference, existing: 'replace' | 'keep'): Promise<ByteStore> {
-    const { protocols, references, protect, unsafe, signal } = this.#options;
+    const { protocols, references, protect, unsafe, locking, signal } = this.#options;
     const { protocol, resolved } = resolveReference(asked, this.#image, protocols);
     if (decideReference(references ?? 'allow', { ...asked, resolved, from: this.#image }) === 'leave') {
       throw new BlockError(
@@ -388,9 +399,11 @@ class NamedFiles {
     }
     const file =
       before === undefined || (before.kind === 'file' && existing === 'replace')
-        ? await protocol.create(resolved, { unsafe, signal })
-        : await protocol.open(resolved, { readOnly: false, unsafe, signal });
+        ? await protocol.create(resolved, { unsafe, locking, signal })
+        : await protocol.open(resolved, { readOnly: false, unsafe, locking, signal });
     this.#files.push({ file, protocol, name: resolved, isNew: before === undefined });
+    // the image over it will say that it is another one
+    file.locks?.claim(CREATION_CLAIM);
     return file;
   }
 

@@ -6,6 +6,7 @@ import type { FormatDriver, ImageEvent, Reference, ReferenceStatus } from '../co
 import type { MappedNode } from '../core/mapped-node.ts';
 import type { BlockNode } from '../core/node.ts';
 import type { ProtocolDriver } from '../core/protocol.ts';
+import type { Claims } from './claims.ts';
 import { NodeSpec } from './graph.ts';
 import { type GraphNodes, type Inherited, isFormat, type OpenedNode } from './graph-nodes.ts';
 import { keyOf, type Layer, requireNew } from './layer.ts';
@@ -28,6 +29,7 @@ const DEFAULT_DEPTH = 256;
 export interface FollowHost {
   readonly options: OpenImageOptions;
   readonly nodes: GraphNodes;
+  readonly claims: Claims;
   /** Opens the image in a file that was reached. */
   openLayer(layer: Layer, driver: FormatDriver, options: OpenOptionsInput): Promise<MappedNode>;
   adopt(node: BlockNode): void;
@@ -91,7 +93,10 @@ export class Follower {
       (one) => one.role === role && one.name === name && one.format === format && one.readOnly === readOnly,
     );
     const serves = this.reuses === 'all' || (this.reuses === 'backing' && role === 'backing');
-    if (known !== undefined && serves) return known.file;
+    if (known !== undefined && serves) {
+      this.#host.claims.takeBack(known.file);
+      return known.file;
+    }
     const file = await this.#followAnew(recorded, from);
     this.#references.push({ role, name, format, readOnly, file });
     return file;
@@ -160,6 +165,9 @@ export class Follower {
     }
     try {
       const opened = await this.#openDescribed(recorded, described, from);
+      // Where it is an image, that one has claimed its file by itself.
+      const readOnly = isLayer || from.inherited.readOnly;
+      this.#host.claims.take(placeOf(role, '', from), opened.node, this.#host.claims.below(role, from, readOnly));
       const name = opened.location ?? label;
       // Under one parent the same file twice is no loop, but a disk over itself is.
       requireNew(from, keyOf('', name), opened.identity, label);
@@ -267,7 +275,12 @@ export class Follower {
     const inherited = { ...from.inherited, readOnly, unsafe: from.inherited.unsafe && !isLayer };
     const file = await this.#fileOf(protocol, resolved, described, inherited);
     requireNew(from, key, file.identity, resolved);
-    if (!isLayer && reference.format === undefined) return file.node;
+    const place = placeOf(reference.role, key, from);
+    const claim = this.#host.claims.below(reference.role, from, readOnly);
+    if (!isLayer && reference.format === undefined) {
+      this.#host.claims.take(place, file.node, claim);
+      return file.node;
+    }
     const layer: Layer = {
       name: resolved,
       location: resolved,
@@ -277,6 +290,8 @@ export class Follower {
       inherited,
       depth,
       above: from,
+      place,
+      claim,
       overrides: new Map(),
     };
     const options = (isLayer ? this.#host.options.backingOptions?.[depth - 2] : undefined) ?? {};
@@ -337,6 +352,11 @@ export class Follower {
 
 /** A node, or the name of one. */
 type DescribedChild = NodeSpec | { readonly node: string };
+
+/** Where a file stands in the image. @param key tells files of one role apart */
+function placeOf(role: Reference['role'], key: string, from: Layer): string {
+  return `${from.place}${role}\0${key}\0`;
+}
 
 /** What the caller says of the file that an image asks for in this role; of a backing file that there is not to be no image asks. */
 function describedChild(from: Layer, role: Reference['role']): DescribedChild | undefined {

@@ -10,7 +10,7 @@ import { MiB, parseSize } from '../base/sizes.ts';
 import type { FilterChild, FilterContext, FilterDriver, GraphObject } from '../core/filter.ts';
 import type { DiscardMode, FormatDriver, ImageEvent } from '../core/format.ts';
 import type { BlockNode } from '../core/node.ts';
-import type { OpenFileOptions, ProtocolDriver } from '../core/protocol.ts';
+import type { LockingMode, OpenFileOptions, ProtocolDriver } from '../core/protocol.ts';
 import {
   type DetectZeroes,
   type GeneralOptions,
@@ -63,6 +63,7 @@ export interface GraphHost {
   readonly protocols: readonly ProtocolDriver[];
   filters(): readonly FilterDriver[];
   readonly objects: ReadonlyMap<string, GraphObject>;
+  readonly locking: LockingMode | undefined;
   readonly signal: AbortSignal | undefined;
   /** Takes over what was opened. */
   adopt(node: BlockNode): void;
@@ -206,6 +207,7 @@ export class GraphNodes {
     const io = (asked: boolean): OpenFileOptions => ({
       readOnly: asked,
       unsafe: !asked && unsafe,
+      locking: this.#host.locking,
       ...(forceShare ? { forceShare } : {}),
       signal,
     });

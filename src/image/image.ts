@@ -25,6 +25,7 @@ import type {
 import type { MappedNode } from '../core/mapped-node.ts';
 import type { BlockNode } from '../core/node.ts';
 import type { Preallocation, WriteOptions, ZeroOptions } from '../core/store.ts';
+import type { LaterClaims } from './claims.ts';
 import type { EventHub } from './events.ts';
 import { probeBytes } from './probe.ts';
 import type { Reopener, ReopenOptions } from './reopen.ts';
@@ -76,6 +77,7 @@ export interface ImageParts {
   readonly guessedAmong: readonly FormatDriver[] | undefined;
   /** The backing file as it was found last. */
   backing(): { readonly name: string | undefined; readonly format: string | undefined } | undefined;
+  readonly claims: LaterClaims;
   readonly reopener: Reopener;
   readonly hub: EventHub;
   /** Everything that was opened by name. */
@@ -253,7 +255,7 @@ export class Image implements AsyncDisposable {
   /** Gives the disk another size. What is new reads as zeros. Running requests end first, later ones wait.
    *  @param size bytes; most formats want a multiple of 512
    *  @throws {@link BlockError} INVALID_ARGUMENT, reason `image.shrink`, for a smaller size without `shrink`; READ_ONLY; UNSUPPORTED, reason
-   *  `store.truncate`, where the size cannot be changed; OPTION, TOO_LARGE from the format. */
+   *  `store.truncate`, where the size cannot be changed; LOCKED; OPTION, TOO_LARGE from the format. */
   async resize(size: number, options: ResizeOptions = {}): Promise<void> {
     const { shrink, preallocation } = options;
     if (size < this.virtualSize && shrink !== true) {
@@ -263,6 +265,7 @@ export class Image implements AsyncDisposable {
         { reason: 'image.shrink', details: { size, old: this.virtualSize } },
       );
     }
+    this.#parts.claims.resizing();
     await this.node.resize(size, preallocation);
   }
 
@@ -288,12 +291,12 @@ export class Image implements AsyncDisposable {
 
   /** Changes what the image was created with, by the TypeScript names of the format's amend options; what is not given stays. The disk's
    *  content stays too. Running requests end first, later ones wait.
-   *  @throws {@link BlockError} UNSUPPORTED, reason `engine.amend`; READ_ONLY; OPTION for options that the format does not have or accept;
+   *  @throws {@link BlockError} UNSUPPORTED, reason `engine.amend`; READ_ONLY; LOCKED; OPTION for options that the format does not have or accept;
    *  ABORTED: some of what was asked may have been done, each part whole or not at all. */
   async amend(options: Readonly<Record<string, unknown>>, run: AmendRun = {}): Promise<void> {
     const { amendOptions } = this;
     const checked = amendOptions === undefined ? {} : checkOptions(amendOptions, options as OptionsInput<OptionSchema>);
-    await this.node.amend(checked, run);
+    await this.#parts.claims.amending(() => this.node.amend(checked, run));
   }
 
   /** The snapshots that the image holds of itself, oldest first. */

@@ -1,5 +1,6 @@
 /** One image of a chain, on the way from the top to the one that is being opened, and the rule that no file is met twice on that way. */
 import { BlockError } from '../base/errors.ts';
+import type { Claim } from '../core/permissions.ts';
 import type { NodeSpec } from './graph.ts';
 import type { NodeTitle } from './graph-name.ts';
 import type { Inherited, OpenedNode } from './graph-nodes.ts';
@@ -18,6 +19,10 @@ export interface Layer {
   /** 1 for the top. */
   readonly depth: number;
   readonly above: Layer | undefined;
+  /** Where it is in the image, empty for the top: files are told apart by it when they are opened anew. */
+  readonly place: string;
+  /** What the layer above claims of it; of what has none above, the caller. */
+  readonly claim: Claim | undefined;
   /** What stands for recorded files, by the names that options call them; `null` for a backing file that there is not to be. */
   readonly overrides: Map<string, NodeTitle | null>;
 }

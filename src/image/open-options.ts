@@ -2,7 +2,7 @@
 import type { Codecs } from '../codec/codecs.ts';
 import type { FilterDriver, GraphObject } from '../core/filter.ts';
 import type { DiscardMode, FormatDriver, ImageEvent, SnapshotSelector } from '../core/format.ts';
-import type { ProtocolDriver } from '../core/protocol.ts';
+import type { LockingMode, ProtocolDriver } from '../core/protocol.ts';
 import type { RecoveryRequest } from '../core/recovery.ts';
 import type { SafetyRules } from '../core/safety.ts';
 import type { SecretsInput } from '../core/secrets.ts';
@@ -81,8 +81,14 @@ export interface OpenImageOptions extends ImageDrivers {
   readonly recover?: RecoverChoice | undefined;
   /** What the image is called in messages, and where the names in it start from; the name of `source` when not given. */
   readonly name?: string | undefined;
-  /** Other processes may be writing to the image meanwhile; `readOnly` only. Default false. */
+  /** Locks that keep other processes away from its files, QEMU's programs among them. `on` fails where they are not to be had. Default `auto`. */
+  readonly locking?: LockingMode | undefined;
+  /** Read although another process may be writing, which shows what it has written so far, half done or not; `readOnly` only. Default false. */
   readonly forceShare?: boolean | undefined;
+  /** Whether others may write to the disk meanwhile; only some formats (raw, luks) let them anyway. Default true. */
+  readonly shareWrites?: boolean | undefined;
+  /** The disk will be given another size; claimed by `resize` where it has not been before. Default false. */
+  readonly resizes?: boolean | undefined;
   /** For the tests that prove each rule of the write path by its absence. */
   readonly rules?: SafetyRules | undefined;
   /** Aborts the opening. */

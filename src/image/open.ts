@@ -15,6 +15,7 @@ import { type MappedNode, mappedNode } from '../core/mapped-node.ts';
 import type { BlockNode } from '../core/node.ts';
 import { secretsOf } from '../core/secrets.ts';
 import { CacheBudget } from '../core/table-cache.ts';
+import { Claims, requireShareable } from './claims.ts';
 import { EventHub } from './events.ts';
 import { Follower } from './follow.ts';
 import { isGraphName, NodeSpec } from './graph.ts';
@@ -46,6 +47,7 @@ const DEFAULT_CACHE = 32 * MiB;
  *  graph: `json:{…}`, or a filter's own form.
  *  @throws {@link BlockError} NOT_FOUND, ACCESS, WRONG_FORMAT, CORRUPT, UNSUPPORTED, REFERENCE_DENIED, CHAIN, …
  *  `image.unknown-format` (details `{ format }`): no driver has that name; `image.not-recognised`: nothing matches and raw was not among the formats;
+ *  LOCKED `file.locked`, `file.lock-byte`, and UNSUPPORTED `file.locking`, for locks; INVALID_ARGUMENT `image.force-share`;
  *  OPTION (details `{ format }`) for open options that the format does not have;
  *  UNSUPPORTED `image.recover`, for `recover`; `image.snapshots`, `image.snapshot-read-only`, and NOT_FOUND from the format, for `snapshot`;
  *  `image.backing` / `image.data-file` / `image.extent-file` / `image.header-file`: a file that the image names could not be opened (details `{ name, file, resolved }`, the
@@ -56,6 +58,7 @@ export async function openImage(source: string | BlockNode, options: OpenImageOp
     return await opening.run(source);
   } catch (error) {
     await opening.closeAll();
+    if (typeof source !== 'string') opening.giveBack(source);
     throw error;
   }
 }
@@ -76,9 +79,13 @@ class Opening {
   readonly #nodes: GraphNodes;
   #filters: readonly FilterDriver[] = [];
   readonly #follower: Follower;
+  readonly #claims: Claims;
+  /** Formats below filters, counted anew whenever the top is opened. */
+  #inner = 0;
 
   constructor(options: OpenImageOptions) {
     this.#options = options;
+    this.#claims = new Claims(options);
     this.#budget = new CacheBudget(options.cacheBytes ?? DEFAULT_CACHE);
     this.#codecs = options.codecs ?? createCodecs({ workers: 0 });
     if (options.onEvent !== undefined) this.#hub.on('*', options.onEvent);
@@ -91,6 +98,7 @@ class Opening {
       protocols: options.protocols,
       filters: () => this.#filters,
       objects: options.objects ?? new Map(),
+      locking: options.locking,
       signal: options.signal,
       adopt,
       report,
@@ -101,6 +109,7 @@ class Opening {
     this.#follower = new Follower({
       options,
       nodes: this.#nodes,
+      claims: this.#claims,
       adopt,
       report,
       openLayer: (layer, driver, given) => this.#openLayer(layer, driver, given, false),
@@ -130,6 +139,7 @@ class Opening {
       backing: () => this.#follower.backing,
       hub: this.#hub,
       files: this.#opened,
+      claims: this.#claims,
       reopener: new Reopener(this.#reopenHost(source, layer, driver), settings),
     });
   }
@@ -140,6 +150,7 @@ class Opening {
       driver,
       require: (settings) => {
         requireSnapshots({ ...this.#options, readOnly: settings.readOnly }, driver, first.name);
+        requireShareable(first, settings.readOnly);
         resolveFor(driver, first, settings.options());
         if (typeof source !== 'string' && !settings.readOnly && !source.supports.write) {
           throw new BlockError('READ_ONLY', `"${first.name}": is open for reading only`, {
@@ -152,6 +163,7 @@ class Opening {
         const opensFile = typeof source === 'string' && (anew || readOnly !== layer.inherited.readOnly);
         const inherited = { ...layer.inherited, readOnly };
         const next = opensFile ? (await this.#top(source, readOnly)).layer : { ...layer, inherited };
+        if (!opensFile) this.#claims.takeBack(next.file.node);
         this.#follower.reuses = anew ? 'backing' : 'all';
         try {
           const forCheck = this.#options.forCheck === true;
@@ -171,6 +183,7 @@ class Opening {
     const unused = this.#opened.filter((opened) => !used.has(opened));
     this.#opened.splice(0, this.#opened.length, ...this.#opened.filter((opened) => used.has(opened)));
     this.#follower.keep(used);
+    for (const opened of unused) this.#claims.forget(opened);
     await settleAll(unused.reverse().map((opened) => opened.close()));
   }
 
@@ -183,6 +196,11 @@ class Opening {
         // It was opened for an image that nobody gets.
       }
     }
+  }
+
+  /** A store that nothing was opened over. */
+  giveBack(store: BlockNode): void {
+    this.#claims.release(store);
   }
 
   /** A damaged image may look like anything. */
@@ -208,6 +226,7 @@ class Opening {
       return { layer: this.#topLayer(name, file, undefined, asked), driver };
     }
     this.#nodes.reset();
+    this.#inner = 0;
     const isGraph = filters !== undefined && isGraphName(source);
     if (isGraph || protocolPrefix(source) !== undefined) await this.#loadFilters();
     const described = isGraph ? NodeSpec.parse(source) : NodeSpec.named(source);
@@ -247,7 +266,19 @@ class Opening {
   #topLayer(name: string, file: OpenedNode, spec: NodeSpec | undefined, inherited: Inherited): Layer {
     const location = this.#options.name ?? file.location;
     const key = keyOf(file.node.driver, location ?? name);
-    return { name, location, key, file, spec, inherited, depth: 1, above: undefined, overrides: new Map() };
+    return {
+      name,
+      location,
+      key,
+      file,
+      spec,
+      inherited,
+      depth: 1,
+      above: undefined,
+      place: '',
+      claim: undefined,
+      overrides: new Map(),
+    };
   }
 
   /** A format below a filter, or in a place where the caller has put it. */
@@ -258,7 +289,19 @@ class Opening {
     if (above !== undefined) this.#follower.requireDepth(depth, name, above);
     const key = keyOf(file.node.driver, file.location ?? name);
     const { location } = file;
-    const layer: Layer = { name, location, key, file, spec, inherited, depth, above, overrides: new Map() };
+    const layer: Layer = {
+      name,
+      location,
+      key,
+      file,
+      spec,
+      inherited,
+      depth,
+      above,
+      place: `${above?.place ?? ''}inner\0${this.#inner++}\0`,
+      claim: place && this.#claims.below(place.isLayer ? 'backing' : 'data', place.above, inherited.readOnly),
+      overrides: new Map(),
+    };
     const node = await this.#openLayer(layer, driver, {}, false);
     this.#opened.push(node);
     const title = formatTitle(driver, ownOptions(driver, spec), file.title, [...layer.overrides]);
@@ -294,6 +337,7 @@ class Opening {
   ): Promise<FormatNode> {
     const { signal, metadataOnly, rules } = this.#options;
     throwIfAborted(signal);
+    this.#claims.takeFile(layer, driver);
     const isTop = layer.depth === 1 && layer.above === undefined;
     const context: OpenContext = {
       file: layer.file.node,

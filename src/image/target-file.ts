@@ -1,10 +1,11 @@
 /** A new file for an image: written beside its place, put there at the end. Owns temporary names.
- *  Invariants: an existing regular file is untouched until `commit`; after `discard` no temporary file is left;
+ *  Invariants: an existing regular file is untouched until `commit`, and locked until then as if it were being written; after `discard` no temporary file is left;
  *  devices, pipes, and stores whose protocol cannot rename are written in place, and `inPlace` says so. */
 import { BlockError, isBlockError } from '../base/errors.ts';
 import { throwIfAborted } from '../base/job.ts';
 import type { BlockNode } from '../core/node.ts';
-import type { CreateFileOptions, FileStatus, ProtocolDriver } from '../core/protocol.ts';
+import { CREATION_CLAIM, type FileUse, writingClaim } from '../core/permissions.ts';
+import type { CreateFileOptions, FileStatus, LockingMode, OpenFileOptions, ProtocolDriver } from '../core/protocol.ts';
 
 /** Temporary names tried before giving up: leftovers of killed programs keep theirs. */
 const MAX_NAMES = 100;
@@ -14,6 +15,10 @@ export interface TargetFileOptions {
   readonly exclusive?: boolean | undefined;
   /** Nothing need be durable, not even at the end; ignored where a file is replaced. */
   readonly unsafe?: boolean | undefined;
+  /** As in `OpenFileOptions`. */
+  readonly locking?: LockingMode | undefined;
+  /** How the format of the new image treats its file. Default `exclusive`. */
+  readonly use?: FileUse | undefined;
   readonly signal?: AbortSignal | undefined;
 }
 
@@ -30,6 +35,8 @@ export class TargetFile {
   readonly #temporary: string | undefined;
   /** Where the temporary file goes in the end: `name`, or where that leads. */
   readonly #place: string;
+  /** The file that is going to be replaced, open for its locks. */
+  readonly #old: BlockNode | undefined;
 
   private constructor(
     protocol: ProtocolDriver,
@@ -38,6 +45,7 @@ export class TargetFile {
     before: FileStatus | undefined,
     temporary: string | undefined,
     place: string,
+    old?: BlockNode,
   ) {
     this.#protocol = protocol;
     this.name = name;
@@ -45,10 +53,11 @@ export class TargetFile {
     this.before = before;
     this.#temporary = temporary;
     this.#place = place;
+    this.#old = old;
     this.inPlace = temporary === undefined;
   }
 
-  /** @throws {@link BlockError} EXISTS, ACCESS, READ_ONLY, NOT_FOUND (directory), UNSUPPORTED (`target.create`), INVALID_ARGUMENT (a directory). */
+  /** @throws {@link BlockError} EXISTS, LOCKED, ACCESS, READ_ONLY, NOT_FOUND (directory), UNSUPPORTED (`target.create`), INVALID_ARGUMENT (a directory). */
   static async open(protocol: ProtocolDriver, name: string, options: TargetFileOptions = {}): Promise<TargetFile> {
     throwIfAborted(options.signal);
     if (protocol.create === undefined) {
@@ -70,27 +79,35 @@ export class TargetFile {
         details: { name, errno: 'EISDIR' },
       });
     }
-    const { signal, unsafe } = options;
+    const { signal, unsafe, locking, use = 'exclusive' } = options;
     if (before !== undefined && before.kind !== 'file') {
       // A pipe is created, not opened: opening is for what can be read as well.
       const file =
         before.kind === 'pipe'
           ? await protocol.create(name, { signal })
-          : await protocol.open(name, { readOnly: false, unsafe, signal });
+          : await openToReplace(protocol, name, use, { readOnly: false, unsafe, locking, signal });
       return new TargetFile(protocol, name, file, before, undefined, name);
     }
     if (protocol.rename === undefined || protocol.remove === undefined) {
-      const file = await protocol.create(name, { unsafe, signal });
+      const file = await protocol.create(name, { unsafe, locking, signal });
       return new TargetFile(protocol, name, file, before, undefined, name);
     }
     // Replacing a file that may not be written would be possible, and wrong.
-    if (before !== undefined) await (await protocol.open(name, { readOnly: false, unsafe: true, signal })).close();
+    const old =
+      before === undefined
+        ? undefined
+        : await openToReplace(protocol, name, use, { readOnly: false, unsafe: true, locking, signal });
     const place = before?.realName ?? name;
     const like = before === undefined ? undefined : place;
     // What replaces a file is durable before it does: else a power cut could leave neither the old content nor the new.
     const durable = before === undefined ? unsafe : false;
-    const { file, temporary } = await createTemporary(protocol, place, { like, unsafe: durable, signal });
-    return new TargetFile(protocol, name, file, before, temporary, place);
+    try {
+      const { file, temporary } = await createTemporary(protocol, place, { like, unsafe: durable, locking, signal });
+      return new TargetFile(protocol, name, file, before, temporary, place, old);
+    } catch (error) {
+      await old?.close();
+      throw error;
+    }
   }
 
   /** Closes the file and puts it in its place. */
@@ -98,6 +115,7 @@ export class TargetFile {
     try {
       await this.file.close();
       if (this.#temporary !== undefined) await this.#protocol.rename?.(this.#temporary, this.#place);
+      await this.#old?.close();
     } catch (error) {
       await this.discard();
       throw error;
@@ -108,6 +126,7 @@ export class TargetFile {
   async discard(): Promise<void> {
     try {
       await this.file.close();
+      await this.#old?.close();
     } catch {
       // What could not be written is thrown away anyway.
     }
@@ -117,6 +136,24 @@ export class TargetFile {
     } catch {
       // It stays as a hidden file; the error that led here is more important.
     }
+  }
+}
+
+/** What stands there is somebody else's, as long as he uses it. */
+async function openToReplace(
+  protocol: ProtocolDriver,
+  name: string,
+  use: FileUse,
+  options: OpenFileOptions,
+): Promise<BlockNode> {
+  const file = await protocol.open(name, options);
+  try {
+    file.locks?.claim(CREATION_CLAIM);
+    file.locks?.claim(writingClaim(use));
+    return file;
+  } catch (error) {
+    await file.close();
+    throw error;
   }
 }
 

@@ -20,6 +20,7 @@ import {
 } from '../core/store.ts';
 import { type Native, type NativeOutcome, NOT_AVAILABLE, native } from '../platform/node/native.ts';
 import { FdIo } from './fd-io.ts';
+import { FileLocks } from './file-locks.ts';
 
 /** Native requests longer than this run in the pool, bytes: a device may really write what it zeroes. */
 const NATIVE_SYNC_LIMIT = 1024 * 1024;
@@ -28,6 +29,8 @@ const SECTOR = 512;
 export interface BlockDeviceOptions {
   readonly name: string;
   readonly readOnly: boolean;
+  /** Of this `fd`; made here when not given. */
+  readonly locks?: FileLocks | undefined;
   /** Where the native calls come from; the platform's by default. */
   readonly native?: Native;
   /** Bytes; found by asking the system where it is not given. */
@@ -40,6 +43,7 @@ export class BlockDeviceStore extends BaseStore {
   readonly size: number;
   readonly limits: StoreLimits;
   readonly supports: StoreSupports;
+  readonly locks: FileLocks;
   readonly #io: FdIo;
   readonly #native: Native;
   readonly #sector: number;
@@ -52,6 +56,7 @@ export class BlockDeviceStore extends BaseStore {
     super(options.name, 'host_device');
     this.#io = new FdIo(fd, options.name);
     this.#native = options.native ?? native();
+    this.locks = options.locks ?? new FileLocks(fd, { name: options.name, native: () => this.#native });
     this.#character = options.character === true;
     this.size = options.size ?? deviceSize(fd, options.name, this.#character, this.#native);
     const sector = this.#native.deviceSectorSize(fd);

@@ -22,6 +22,7 @@ import {
 } from '../core/store.ts';
 import { type Native, type NativeOutcome, NOT_AVAILABLE, native, type RangeCalls } from '../platform/node/native.ts';
 import { FdIo, syncLimit } from './fd-io.ts';
+import { FileLocks } from './file-locks.ts';
 
 /** Native range calls longer than this run in the pool, bytes: punching works on extents and is quick for its length. */
 const NATIVE_SYNC_LIMIT = 16 * 1024 * 1024;
@@ -34,6 +35,8 @@ export interface FileStoreOptions {
   readonly readOnly: boolean;
   /** Flushes do nothing, the one of `close` included. */
   readonly unsafe?: boolean | undefined;
+  /** Of this `fd`; made here when not given. */
+  readonly locks?: FileLocks | undefined;
   /** Where the native calls come from; the platform's by default. */
   readonly native?: () => Native;
 }
@@ -46,6 +49,7 @@ const ZERO_GIVING_SPACE: readonly ZeroMethod[] = ['punch', 'range', 'write'];
 export class FileStore extends BaseStore {
   readonly limits: StoreLimits = DEFAULT_LIMITS;
   readonly supports: StoreSupports;
+  readonly locks: FileLocks;
   readonly #io: FdIo;
   readonly #loadNative: () => Native;
   readonly #unsafe: boolean;
@@ -61,6 +65,7 @@ export class FileStore extends BaseStore {
     super(options.name, 'file');
     this.#io = new FdIo(fd, options.name);
     this.#loadNative = options.native ?? native;
+    this.locks = options.locks ?? new FileLocks(fd, { name: options.name, native: () => this.#native() });
     this.#size = fstatSync(fd).size;
     this.#unsafe = options.unsafe === true;
     const write = !options.readOnly;

@@ -24,6 +24,7 @@ import { BlockError, fromSystemError } from '../base/errors.ts';
 import { throwIfAborted } from '../base/job.ts';
 import { choice, defineOptions, type OptionsOf, text } from '../base/options.ts';
 import type { BlockNode } from '../core/node.ts';
+import { CREATION_CLAIM } from '../core/permissions.ts';
 import type {
   CreateFileOptions,
   FileStatus,
@@ -31,8 +32,10 @@ import type {
   ProtocolDriver,
   ProtocolGraph,
 } from '../core/protocol.ts';
+import { native } from '../platform/node/native.ts';
 import { BlockDeviceStore, deviceIdentity, sizeFromSysfs } from './block-device.ts';
 import { promised } from './fd-io.ts';
+import { FileLocks } from './file-locks.ts';
 import { FileStore } from './file-store.ts';
 import { ForwardSink, type ForwardTarget } from './forward-sink.ts';
 
@@ -65,7 +68,8 @@ const graph: ProtocolGraph = {
     if (filename === undefined || filename === '') {
       throw new BlockError('INVALID_ARGUMENT', 'file: needs the option filename', { reason: 'file.no-name' });
     }
-    return open(SCHEME + filename, { ...options, locking });
+    // what is said of this file goes before what is said of all of them
+    return open(SCHEME + filename, { ...options, locking: locking === 'auto' ? options.locking : locking });
   },
 };
 
@@ -110,7 +114,10 @@ async function create(name: string, options: CreateFileOptions): Promise<BlockNo
   }
   const flags = constants.O_RDWR + constants.O_CREAT + (options.exclusive === true ? constants.O_EXCL : 0);
   const fd = attempt(doing, name, () => openSync(path, flags, CREATE_MODE));
-  return storeFor(fd, name, { readOnly: false, unsafe: options.unsafe }, doing, { like: options.like });
+  // a name that nobody knew a moment ago is nobody else's: there is no one to keep away
+  const claims = options.exclusive !== true;
+  const { unsafe, locking, like } = options;
+  return storeFor(fd, name, { readOnly: false, unsafe, locking }, doing, { like, claims });
 }
 
 /** Gives a new file the permissions and the owner of `path`. Only the owner may be refused: not everybody may give files away. */
@@ -224,25 +231,27 @@ function attempt<T>(doing: string, name: string, body: () => T): T {
 }
 
 /** Wraps an open descriptor by what it turned out to be; closes it when that fails.
- *  @param created the file is new: it is emptied, and becomes like another one where that is asked */
+ *  @param created the file is new: it is emptied, when nobody else minds, and becomes like another one where that is asked */
 function storeFor(
   fd: number,
   name: string,
-  { readOnly, unsafe }: Pick<OpenFileOptions, 'readOnly' | 'unsafe'>,
+  { readOnly, unsafe, locking, forceShare }: OpenFileOptions,
   doing: string,
-  created?: { readonly like: string | undefined },
+  created?: { readonly like: string | undefined; readonly claims: boolean },
 ): BlockNode {
   const path = pathOf(name);
   try {
     const stat = fstatSync(fd, { bigint: true });
     const kind = kindOf(stat);
     requireDataKind(kind, doing, name, false);
+    const locks = new FileLocks(fd, { name: path, locking, forceShare, native });
+    if (created?.claims === true) locks.claim(CREATION_CLAIM);
     if (kind === 'device') {
-      return new BlockDeviceStore(fd, { name: path, readOnly, character: stat.isCharacterDevice() });
+      return new BlockDeviceStore(fd, { name: path, readOnly, locks, character: stat.isCharacterDevice() });
     }
     if (created !== undefined && stat.size > 0n) ftruncateSync(fd, 0);
     if (created?.like !== undefined) takeOver(fd, pathOf(created.like));
-    return new FileStore(fd, { name: path, readOnly, unsafe });
+    return new FileStore(fd, { name: path, readOnly, unsafe, locks });
   } catch (error) {
     closeSync(fd);
     throw fromSystemError(error, doing, { name, path });

@@ -6,8 +6,10 @@
 import { BlockError, isBlockError } from '../base/errors.ts';
 import type { JobOptions } from '../base/job.ts';
 import type { ImageEvent } from '../core/format.ts';
-import { type BlockNode, backingChain } from '../core/node.ts';
+import { type BlockNode, backingChain, childOf } from '../core/node.ts';
+import { UNDERMINED_CLAIM } from '../core/permissions.ts';
 import type { ProtocolDriver } from '../core/protocol.ts';
+import { lockedFiles } from '../image/claims.ts';
 import { describedBelow } from '../image/graph-nodes.ts';
 import type { Image } from '../image/image.ts';
 import { type OpenImageOptions, type OpenOptionsInput, openImage } from '../image/open.ts';
@@ -54,7 +56,7 @@ export interface CommitResult {
 
 /** Commits. After a failure or an interruption the image still reads the same, and it can be done again.
  *  @throws {@link BlockError} as `openImage`; INVALID_ARGUMENT `commit.no-backing`, `commit.base-not-found` (details `{ base }`), `commit.same-file`;
- *  `commit.base-open` (cause tells), UNSUPPORTED `commit.base-small` (the base is smaller and cannot grow), `commit.read` and `commit.write`
+ *  `commit.base-open` (cause tells), LOCKED `commit.layer-used` (another program reads a layer between), UNSUPPORTED `commit.base-small` (the base is smaller and cannot grow), `commit.read` and `commit.write`
  *  (details `{ name, offset }`, cause); ABORTED. */
 export async function commitImage(name: string, options: CommitOptions): Promise<CommitResult> {
   const found = await survey(name, options);
@@ -103,7 +105,7 @@ function onlyEvents(options: CommitOptions, which: (event: ImageEvent) => boolea
 
 /** Opens the chain for reading: every file is there, may be opened, and no loop is in it. @returns `undefined` when the base is not there. */
 async function survey(name: string, options: CommitOptions): Promise<CommitPlan | undefined> {
-  const image = await openImage(name, { ...opening(options), readOnly: true, onEvent: onlyEvents(options, isGuess) });
+  const image = await openToLook(name, options);
   try {
     const layers = backingChain(image.node);
     const depth = options.base === undefined ? 1 : await findBase(layers, options.base, options);
@@ -113,6 +115,19 @@ async function survey(name: string, options: CommitOptions): Promise<CommitPlan 
     return { depth, name: base.name, format: await formatOf(image, layers, depth), below };
   } finally {
     await image.close();
+  }
+}
+
+/** @throws as `openImage` for writing, where another program has it. */
+async function openToLook(name: string, options: CommitOptions): Promise<Image> {
+  const onEvent = onlyEvents(options, isGuess);
+  try {
+    return await openImage(name, { ...opening(options), readOnly: true, onEvent });
+  } catch (error) {
+    if (!isBlockError(error) || error.reason !== 'file.locked') throw error;
+    // It is to be written: that is what is refused, and what is told.
+    await (await openImage(name, { ...opening(options), readOnly: false, openBacking: false, onEvent })).close();
+    throw error;
   }
 }
 
@@ -182,6 +197,7 @@ class Commit {
     const base = await this.#openBase();
     let moved: Omit<CommitResult, 'emptied'>;
     try {
+      this.#keepLayers();
       moved = await this.#move(base);
     } catch (error) {
       await this.#giveUp(base);
@@ -190,6 +206,23 @@ class Commit {
     await this.#refresh();
     const keep = this.#options.keep === true || this.#options.base !== undefined;
     return { ...moved, emptied: !keep && (await this.#empty()) };
+  }
+
+  /** The layers between read wrongly from now on: nobody else may have them open. */
+  #keepLayers(): void {
+    for (const layer of backingChain(this.#overlay.node).slice(1, this.#plan.depth)) {
+      const file = childOf(layer, 'file');
+      try {
+        for (const { locks } of file === undefined ? [] : lockedFiles(file)) locks?.claim(UNDERMINED_CLAIM);
+      } catch (error) {
+        if (!isBlockError(error)) throw error;
+        throw new BlockError(error.code, `"${layer.name}": would read wrongly after the commit: ${error.message}`, {
+          reason: 'commit.layer-used',
+          details: { name: layer.name },
+          cause: error,
+        });
+      }
+    }
   }
 
   async #openBase(): Promise<Image> {
@@ -285,7 +318,7 @@ class Commit {
   async #grow(base: Image, size: number): Promise<void> {
     this.#touched = true;
     try {
-      await base.node.truncate(size);
+      await base.resize(size);
     } catch (error) {
       if (!isBlockError(error) || error.code === 'ABORTED' || error.code === 'INTERNAL') throw error;
       const { name, virtualSize } = base;

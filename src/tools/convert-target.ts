@@ -163,7 +163,7 @@ export async function planTarget(
 }
 
 function pick(options: ConvertOptions) {
-  return { ...driversOf(options), signal: options.signal };
+  return { ...driversOf(options), locking: options.locking, signal: options.signal };
 }
 
 export function isUnsafe(options: ConvertOptions): boolean {
@@ -178,8 +178,13 @@ function openingOptions(options: ConvertOptions): OpenImageOptions {
 /** Creates the target and opens it for writing. */
 export async function createTarget(plan: CreatePlan, options: ConvertOptions): Promise<OpenTarget> {
   const { name, driver } = plan;
-  const { signal } = options;
-  const file = await TargetFile.open(protocolOf(name, options.protocols), name, { unsafe: isUnsafe(options), signal });
+  const { locking, signal } = options;
+  const file = await TargetFile.open(protocolOf(name, options.protocols), name, {
+    unsafe: isUnsafe(options),
+    locking,
+    use: driver.capabilities.fileUse,
+    signal,
+  });
   let made: { discard(): Promise<void> } | undefined;
   try {
     const openOptions = { ...secretOptions(plan), ...windowOption(driver, plan.size, file) };

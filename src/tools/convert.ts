@@ -28,7 +28,7 @@ import {
 export type CacheMode = 'none' | 'writeback' | 'writethrough' | 'directsync' | 'unsafe';
 
 export interface ConvertSource
-  extends Pick<OpenImageOptions, 'format' | 'options' | 'backing' | 'backingOptions' | 'snapshot'> {
+  extends Pick<OpenImageOptions, 'format' | 'options' | 'backing' | 'backingOptions' | 'snapshot' | 'forceShare'> {
   readonly name: string;
 }
 
@@ -60,6 +60,8 @@ export interface ConvertOptions extends JobOptions, ImageDrivers {
   /** For the sources and their chains, and for an `existing` target. Default `deny`. */
   readonly references?: ReferencePolicy | undefined;
   readonly probeBacking?: boolean | undefined;
+  /** Of all the files, those of the target included. As in {@link OpenImageOptions}. */
+  readonly locking?: OpenImageOptions['locking'];
   /** Virtual size of the new image where it is to be larger than the sources. */
   readonly size?: number | undefined;
   readonly compressed?: boolean | undefined;
@@ -186,7 +188,7 @@ function cut({ image, offset, length }: ConvertWindow): ConvertWindow {
 }
 
 async function openSource(source: string | ConvertSource, options: ConvertOptions): Promise<Image> {
-  const { references, probeBacking, cacheBytes, signal, onEvent } = options;
+  const { references, probeBacking, cacheBytes, locking, signal, onEvent } = options;
   const {
     name,
     format,
@@ -194,6 +196,7 @@ async function openSource(source: string | ConvertSource, options: ConvertOption
     backingOptions,
     snapshot,
     options: openOptions,
+    forceShare,
   } = typeof source === 'string' ? { name: source } : (source as ConvertSource);
   return openImage(name, {
     ...driversOf(options),
@@ -207,6 +210,10 @@ async function openSource(source: string | ConvertSource, options: ConvertOption
     backingOptions,
     snapshot,
     options: openOptions,
+    locking,
+    forceShare,
+    // half of it from before a change, and half from after it, is no copy of anything
+    shareWrites: false,
   });
 }
 

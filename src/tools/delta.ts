@@ -67,9 +67,10 @@ export async function writeDelta(
     return await writing.run(target);
   }
   const { signal, protocols = [] } = options;
-  const file = await TargetFile.open(protocolOf(target, protocols), target, signal === undefined ? {} : { signal });
+  const protocol = protocolOf(target, protocols);
+  await requireApart((await protocol.status?.(target))?.identity, [first, second], target);
+  const file = await TargetFile.open(protocol, target, signal === undefined ? {} : { signal });
   try {
-    await requireApart(file.before?.identity, [first, second], target);
     const result = await writing.run(file.file);
     await file.commit();
     return result;

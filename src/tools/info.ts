@@ -2,7 +2,8 @@
  *  Invariant: guest data is never read, and a backing file is opened only to tell its own facts. */
 import { BlockError, isBlockError } from '../base/errors.ts';
 import type { SnapshotInfo } from '../core/format.ts';
-import type { BlockNode, ChildRole } from '../core/node.ts';
+import { type BlockNode, type ChildRole, childOf } from '../core/node.ts';
+import type { FileClaims } from '../core/permissions.ts';
 import type { Image } from '../image/image.ts';
 import { type OpenImageOptions, openImage } from '../image/open.ts';
 import { decideReference, resolveReference } from '../image/references.ts';
@@ -51,7 +52,11 @@ export interface ImageInfo {
   readonly children: readonly ChildInfo[];
   /** The format was guessed: nothing but raw matched. */
   readonly probedRaw: boolean;
+  /** What keeps other processes away from the file while it is looked at; `undefined` for what no other process can have. */
+  readonly locks: LockFacts | undefined;
 }
+
+export type LockFacts = Pick<FileClaims, 'state' | 'missing'>;
 
 /** Facts of one layer. A name is opened read-only, without its backing file. `references` decides about data files only, whose disk size
  *  counts; by default they stay unopened, and `actualSize` is unknown then.
@@ -175,7 +180,14 @@ async function factsOf(image: Image, options: OpenImageOptions): Promise<ImageIn
     specific: facts.specific,
     children: await childrenOf(image.node),
     probedRaw: image.probedRaw,
+    locks: locksOf(image.node),
   };
+}
+
+function locksOf(node: BlockNode): LockFacts | undefined {
+  let at: BlockNode | undefined = node;
+  while (at !== undefined && at.locks === undefined) at = childOf(at, 'file');
+  return at?.locks;
 }
 
 /** What the name means, where the image has not asked: it may need its backing file no longer. */

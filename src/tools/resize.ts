@@ -13,7 +13,7 @@ export interface ResizeImageOptions
 export async function resizeImage(source: string | Image, size: number, options: ResizeImageOptions): Promise<void> {
   const { shrink, preallocation, ...open } = options;
   if (source instanceof Image) return await source.resize(size, { shrink, preallocation });
-  const image = await openImage(source, { ...open, readOnly: false });
+  const image = await openImage(source, { ...open, readOnly: false, resizes: true });
   try {
     await image.resize(size, { shrink, preallocation });
   } finally {

@@ -72,9 +72,7 @@ describe('delta and apply', () => {
       err: '',
       out: `${copy}: 12 KiB of data and 512 KiB of zeros changed; the disk is verified.\n`,
     });
-    await using a = await openImage(copy);
-    await using b = await openImage(after, { format: 'raw' });
-    expect(await compareImages(a, b)).toEqual({ result: 'identical', sizeMismatch: false });
+    expect(await compareImages(copy, after)).toEqual({ result: 'identical', sizeMismatch: false });
     expect(await called('apply', copy, file)).toEqual({
       status: 0,
       err: '',

@@ -47,6 +47,7 @@ const WITHOUT: readonly string[] = [
   'delta.truncated',
   'delta.version',
   // recovery is cowdisk's own
+  'file.locking',
   'image.recover',
   'image.recover-read-only',
   'recover.exists',

@@ -69,6 +69,8 @@ function changed(change: Partial<Native>): Native {
     seekHole: (fd, offset) => real.seekHole(fd, offset),
     deviceSize: (fd) => real.deviceSize(fd),
     deviceSectorSize: (fd) => real.deviceSectorSize(fd),
+    lockByte: (fd, at, locked) => real.lockByte(fd, at, locked),
+    byteIsLocked: (fd, at) => real.byteIsLocked(fd, at),
     punchHole: (fd, offset, length) => real.punchHole(fd, offset, length),
     zeroRange: (fd, offset, length) => real.zeroRange(fd, offset, length),
     allocate: (fd, offset, length) => real.allocate(fd, offset, length),

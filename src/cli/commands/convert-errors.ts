@@ -104,7 +104,7 @@ export class ConvertErrors {
     }
     if (error.code === 'TOO_LARGE' && error.reason !== 'raw.device-small')
       return this.framed(name, driver.name, tooLarge(driver), error);
-    return this.framed(name, driver.name, describeCreation(this.#cli, name, error).text, error);
+    return this.framed(name, driver.name, describeCreation(this.#cli, name, error).text, error, lockHint(error));
   }
 
   /** The failure of creating the target of `dd`. */
@@ -113,20 +113,20 @@ export class ConvertErrors {
     if (!this.#cli.personality.qemu) return new Failure(error.message, { cause: error });
     const tooBig = error.code === 'TOO_LARGE' && error.reason !== 'raw.device-small';
     const text = tooBig ? tooLarge(driver) : describeCreation(this.#cli, name, error).text;
-    return this.creatingText(name, text, error);
+    return this.creatingText(name, text, error, lockHint(error));
   }
 
-  creatingText(name: string, text: string, cause?: unknown): Failure {
+  creatingText(name: string, text: string, cause?: unknown, trailer?: string): Failure {
     const line = this.#cli.personality.qemu
       ? `${name}: error while creating output image: ${text}`
       : `${name}: ${text}`;
-    return new Failure(line, { cause });
+    return new Failure(line, { cause, ...(trailer === undefined ? {} : { trailer }) });
   }
 
   /** QEMU's frame of such failures. */
-  framed(name: string, format: string, text: string, cause?: unknown): Failure {
+  framed(name: string, format: string, text: string, cause?: unknown, trailer?: string): Failure {
     const line = this.#cli.personality.qemu ? `${name}: error while converting ${format}: ${text}` : `${name}: ${text}`;
-    return new Failure(line, { cause });
+    return new Failure(line, { cause, ...(trailer === undefined ? {} : { trailer }) });
   }
 
   /** The failure of opening a target that should be there. */
@@ -139,4 +139,9 @@ export class ConvertErrors {
     }
     return openFailure(this.#cli, target.label, error);
   }
+}
+
+/** Who may be using it, where that is what is wrong. */
+function lockHint(error: BlockError): string | undefined {
+  return error.code === 'LOCKED' ? qemuText(error).hint : undefined;
 }

@@ -93,7 +93,11 @@ class Conversion {
       format: this.#given.value('format'),
     });
     try {
-      return await openSource(this.#cli, this.#drivers, source, { ...openChoices(this.#given), snapshot });
+      return await openSource(this.#cli, this.#drivers, source, {
+        ...openChoices(this.#given),
+        shareWrites: false,
+        snapshot,
+      });
     } catch (error) {
       throwSnapshotFailure(error, this.#cli.personality);
     }

@@ -198,6 +198,8 @@ class Creation {
         ...this.#drivers,
         format,
         metadataOnly: true,
+        // whoever writes to it does not change them
+        forceShare: true,
         references: 'allow',
         probeBacking: true,
         signal: this.#cli.signal,

@@ -35,7 +35,7 @@ async function collect(
   choices: OpenChoices,
   chain: boolean,
 ): Promise<InfoView[]> {
-  const { references = 'allow', quiet } = choices;
+  const { references = 'allow', quiet, forceShare } = choices;
   const views: InfoView[] = [];
   const seen = new Set<string>();
   // What is said about opening is about the top.
@@ -50,9 +50,14 @@ async function collect(
       throw openFailure(cli, source.label, error);
     }
     if (info.probedRaw) warnProbed(cli, source.name, info.format, opening);
-    views.push(viewOf(info));
+    views.push({ ...viewOf(info), locks: cli.personality.qemu ? undefined : info.locks });
     source = chain ? layerBelow(info, references) : undefined;
-    opening = { references: 'layer-only', lookAt: references, ...(quiet === undefined ? {} : { quiet }) };
+    opening = {
+      references: 'layer-only',
+      lookAt: references,
+      ...(quiet === undefined ? {} : { quiet }),
+      ...(forceShare === undefined ? {} : { forceShare }),
+    };
   }
   return views;
 }

@@ -39,7 +39,7 @@ export const runResize: Command = async (cli, args, spec) => {
   if (operand === undefined || more.length > 0) throw usage('Expecting image file name and size');
   const asked = sizeAsked(cli, args.at(-1) as string);
   const source = sourceOf(given, operand);
-  const choices: OpenChoices = { ...openChoices(given), readOnly: false };
+  const choices: OpenChoices = { ...openChoices(given), readOnly: false, resizes: true };
   const drivers = await loadDrivers(cli.personality, true, given.objects);
   requireShareable(source, choices);
   try {

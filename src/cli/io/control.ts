@@ -146,10 +146,11 @@ export async function truncate(session: Session, words: readonly string[]): Prom
   if (size === undefined) throw misused();
   const bytes = bytesArgument(size, session.cli);
   try {
-    await session.image.node.truncate(bytes, { preallocation });
+    await session.image.resize(bytes, { shrink: true, preallocation });
   } catch (error) {
     if (!isBlockError(error) || error.code === 'INTERNAL' || error.code === 'ABORTED') throw error;
-    throw new Failure(describeError(error, session.cli.personality).text, { cause: error });
+    const { text, hint } = describeError(error, session.cli.personality);
+    throw new Failure(text, { cause: error, ...(hint === undefined ? {} : { trailer: hint }) });
   }
 }
 

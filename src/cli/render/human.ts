@@ -1,6 +1,7 @@
 /** qemu-img's texts for people: sizes, info, check, map, compare, measure, progress. Pure: data in, text out.
  *  Invariant: every format here is C's printf as QEMU calls it, exact halves rounded to even included. */
 import type { ReferenceRun, SnapshotInfo } from '../../core/format.ts';
+import type { LockFacts } from '../../tools/info.ts';
 import { type JsonValue, orderedEntries } from './json.ts';
 
 const UNITS = ['', 'Ki', 'Mi', 'Gi', 'Ti', 'Pi', 'Ei'];
@@ -64,6 +65,8 @@ export interface InfoView {
   readonly backingFormat?: string | undefined;
   readonly snapshots?: readonly SnapshotInfo[] | undefined;
   readonly specific?: { readonly type: string; readonly data: Readonly<Record<string, unknown>> } | undefined;
+  /** Not shown by QEMU. */
+  readonly locks?: LockFacts | undefined;
 }
 
 export function humanInfo(info: InfoView): string {
@@ -83,6 +86,8 @@ export function humanInfo(info: InfoView): string {
   if (info.snapshots !== undefined && info.snapshots.length > 0)
     lines.push('Snapshot list:', ...snapshotTable(info.snapshots));
   if (info.specific !== undefined) lines.push(...specificLines(info.specific));
+  // the rule is that there are some
+  if (info.locks?.missing !== undefined) lines.push(`locks: none (${info.locks.missing})`);
   return `${lines.join('\n')}\n`;
 }
 
@@ -120,6 +125,8 @@ export function jsonInfo(info: InfoView): JsonValue {
       info.specific === undefined
         ? undefined
         : { type: info.specific.type, data: info.specific.data as Record<string, JsonValue> },
+    locks: info.locks?.state,
+    'locks-missing': info.locks?.missing,
   };
 }
 

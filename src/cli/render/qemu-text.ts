@@ -48,6 +48,12 @@ const TEXTS: Readonly<Record<string, TextRule>> = {
   'graph.node-name': ({ name }) => `Invalid node-name: '${name}'`,
   'graph.node-name-twice': ({ name }) => `Duplicate nodes with node-name='${name}'`,
   'file.no-name': "The 'file' block driver requires a file name",
+  'image.force-share': 'force-share=on can only be used with read-only images',
+  'file.locked': ({ name, permission, shared }) => ({
+    text: `Failed to get ${shared === true ? 'shared ' : ''}"${permission}" lock`,
+    hint: `Is another process using the image [${name}]?\n`,
+  }),
+  'file.lock-byte': ({ byte }) => `Failed to lock byte ${byte}`,
   'protocol.unknown': ({ protocol }) => `Unknown protocol '${protocol}'`,
   'file.not-regular': ({ path, kind }, error) =>
     error.message.startsWith('could not create')
@@ -93,7 +99,9 @@ const TEXTS: Readonly<Record<string, TextRule>> = {
   'convert.zero-needs-existing': '--target-is-zero requires use of -n flag',
   'commit.no-backing': 'Image does not have a backing file',
   'commit.base-not-found': ({ name, base }) => `Did not find '${base}' in the backing chain of '${name}'`,
-  'commit.base-open': (_, error) => `Could not reopen file: ${strerror(error)}`,
+  'commit.base-open': (_, error) =>
+    error.code === 'LOCKED' ? nested('', error) : `Could not reopen file: ${strerror(error)}`,
+  'commit.layer-used': (_, error) => nested('', error),
   'commit.base-small': (_, error) => `Block job failed: ${strerror(error)}`,
   'commit.read': (_, error) => `Block job failed: ${ioError(error)}`,
   'commit.write': (_, error) => `Block job failed: ${ioError(error)}`,

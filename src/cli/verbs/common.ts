@@ -76,8 +76,8 @@ export const FORCE_SHARE: OptionSpec = {
   key: 'force-share',
   short: 'U',
   long: 'force-share',
-  help: 'open the image although another process may be writing to it',
-  support: { inert: 'images are not locked yet, so there is nothing to override; combined with writing it is refused' },
+  help: 'read the image although another process may be writing to it; what is read may then be old, new, or half of each',
+  support: 'acts',
 };
 
 export const QUIET: OptionSpec = {

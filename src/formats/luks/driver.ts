@@ -49,7 +49,15 @@ export const luks = defineFormat({
   summary: 'encrypted disks, LUKS version 1, with the header in the file or detached',
   extensions: ['luks'],
   // What was never written is what its decryption happens to give.
-  capabilities: { create: true, write: true, backing: false, compress: false, check: false, zeroInit: false },
+  capabilities: {
+    create: true,
+    write: true,
+    backing: false,
+    compress: false,
+    check: false,
+    zeroInit: false,
+    fileUse: 'header',
+  },
   openOptions,
   fileChildren: { header: 'header' },
   createOptions,

@@ -86,7 +86,15 @@ export const raw = defineFormat({
   name: 'raw',
   summary: 'plain disk contents',
   extensions: ['raw', 'img', 'iso', 'bin'],
-  capabilities: { create: true, write: true, backing: false, compress: false, check: false, zeroInit: true },
+  capabilities: {
+    create: true,
+    write: true,
+    backing: false,
+    compress: false,
+    check: false,
+    zeroInit: true,
+    fileUse: 'passes',
+  },
   openOptions,
   createOptions,
   // Everything can be raw, so this is the answer only when no other format matches.

@@ -1,4 +1,4 @@
-/** The only door to native calls: holes, punching, zero ranges, allocation, block-device ioctls. Works through koffi, an
+/** The only door to native calls: holes, punching, zero ranges, allocation, block-device ioctls, locks. Works through koffi, an
  *  optional dependency that is loaded at the first call of `native()` and never at import (it costs 8 ms).
  *  Invariants: nothing here throws because koffi, a symbol or a kernel feature is missing: such a call answers
  *  `'not available'` and the caller has another way. A real failure (ENOSPC, EIO) throws an Error whose `code` is the errno.
@@ -37,6 +37,10 @@ export interface Native extends RangeCalls<NativeOutcome> {
   deviceSize(fd: number): number | NotAvailable;
   /** Logical sector size of a block device, bytes. */
   deviceSectorSize(fd: number): number | NotAvailable;
+  /** Takes or gives back a read lock of the open file (OFD) on one byte. `taken`: somebody has a write lock there. */
+  lockByte(fd: number, at: number, locked: boolean): 'done' | 'taken' | NotAvailable;
+  /** Whether another opening of the file has a lock of any kind on the byte. */
+  byteIsLocked(fd: number, at: number): boolean | NotAvailable;
   /** The range calls on the thread pool, for ranges that take long. */
   readonly later: RangeCalls<Promise<NativeOutcome>>;
 }
@@ -52,6 +56,8 @@ export function withoutNative(missing: string): Native {
     seekHole: no,
     deviceSize: no,
     deviceSectorSize: no,
+    lockByte: no,
+    byteIsLocked: no,
     punchHole: no,
     zeroRange: no,
     allocate: no,
@@ -88,8 +94,16 @@ interface Koffi {
 
 function load(): Native {
   if (process.platform === 'win32') return withoutNative('not written for Windows');
+  const require = createRequire(import.meta.url);
   try {
-    return new Calls(createRequire(import.meta.url)('koffi') as Koffi);
+    // koffi's own loader takes as long as all that it loads: where its binary can be had directly, it is
+    const binary = require(`@koromix/koffi-${process.platform}-${process.arch}`) as Partial<Koffi>;
+    if (typeof binary.load === 'function' && typeof binary.errno === 'function') return new Calls(binary as Koffi);
+  } catch {
+    // another layout of packages, or none of this platform: koffi knows, or says what is missing
+  }
+  try {
+    return new Calls(require('koffi') as Koffi);
   } catch (error) {
     return withoutNative(`koffi: ${error instanceof Error ? error.message : String(error)}`);
   }
@@ -129,8 +143,53 @@ function linuxRequests(arch: string): DeviceRequests {
   };
 }
 
+/** What a lock request looks like: commands of fcntl, kinds of locks, and where the fields of `struct flock` are. */
+interface LockCalls {
+  readonly set: number;
+  readonly get: number;
+  readonly read: number;
+  readonly write: number;
+  readonly none: number;
+  readonly bytes: number;
+  readonly type: number;
+  readonly start: number;
+  readonly length: number;
+  /** The structure follows fixed arguments as a variable one, which some calling conventions pass elsewhere. */
+  readonly variadic: boolean;
+}
+
+/** Locks that belong to the open file, by platform; none where only locks of whole processes are known: those are lost when the process
+ *  closes the file anywhere. */
+function lockCalls(platform: string, arch: string): LockCalls | undefined {
+  if (platform === 'linux' || platform === 'android') {
+    // struct flock64: 64-bit fields are aligned to 4 bytes on ia32 alone
+    const start = arch === 'ia32' ? 4 : 8;
+    const kinds = { read: 0, write: 1, none: 2 };
+    return { set: 37, get: 36, ...kinds, bytes: 32, type: 0, start, length: start + 8, variadic: false };
+  }
+  if (platform === 'darwin') {
+    const kinds = { read: 1, write: 3, none: 2 };
+    return { set: 90, get: 92, ...kinds, bytes: 24, type: 20, start: 0, length: 8, variadic: true };
+  }
+  return undefined;
+}
+
+/** Errnos by which a kernel or file system says that it has no such locks. */
+const NO_LOCKS = new Set(['ENOLCK', 'EINVAL']);
+
 /** Errnos by which a kernel or file system says that it does not have the call, as opposed to failing in it. */
 const UNSUPPORTED = new Set(['ENOSYS', 'EOPNOTSUPP', 'ENOTSUP', 'ENOTTY', 'ENODEV']);
+
+const LITTLE_ENDIAN = new Uint8Array(Uint16Array.of(1).buffer)[0] === 1;
+
+/** A `struct flock` of one byte, counted from the start of the file (SEEK_SET is 0 everywhere, and so is the process that is not named). */
+function lockRequest(calls: LockCalls, kind: number, at: number): DataView {
+  const request = new DataView(new ArrayBuffer(calls.bytes));
+  request.setInt16(calls.type, kind, LITTLE_ENDIAN);
+  request.setBigInt64(calls.start, BigInt(at), LITTLE_ENDIAN);
+  request.setBigInt64(calls.length, 1n, LITTLE_ENDIAN);
+  return request;
+}
 
 type Signature = readonly [name: string, result: string, args: readonly string[]];
 
@@ -144,6 +203,8 @@ class Calls implements Native {
   readonly #fallocate: NativeFunction | undefined;
   readonly #ioctl: NativeFunction | undefined;
   readonly #requests: DeviceRequests;
+  readonly #fcntl: NativeFunction | undefined;
+  readonly #locks: LockCalls | undefined;
 
   constructor(koffi: Koffi) {
     this.#koffi = koffi;
@@ -170,6 +231,9 @@ class Calls implements Native {
     // declared with fixed arguments (koffi runs variadic functions on this thread only): Linux' calling conventions pass both alike
     this.#ioctl = linux ? bind(['ioctl', 'int', ['int', 'unsigned long', 'void *']]) : undefined;
     this.#requests = linuxRequests(process.arch);
+    this.#locks = lockCalls(process.platform, process.arch);
+    const last = this.#locks?.variadic === true ? '...' : 'void *';
+    this.#fcntl = this.#locks === undefined ? undefined : bind(['fcntl', 'int', ['int', 'int', last]]);
     this.later = {
       punchHole: (fd, offset, length) => this.#allocateLater(fd, FALLOC_PUNCH_HOLE + FALLOC_KEEP_SIZE, offset, length),
       zeroRange: (fd, offset, length) => this.#allocateLater(fd, FALLOC_ZERO_RANGE + FALLOC_KEEP_SIZE, offset, length),
@@ -215,6 +279,37 @@ class Calls implements Native {
   deviceSectorSize(fd: number): number | NotAvailable {
     const answer = new Int32Array(1);
     return this.#ask(fd, this.#requests.sectorSize, answer) === 'done' ? Number(answer[0]) : NOT_AVAILABLE;
+  }
+
+  lockByte(fd: number, at: number, locked: boolean): 'done' | 'taken' | NotAvailable {
+    const calls = this.#locks;
+    if (calls === undefined) return NOT_AVAILABLE;
+    return this.#lock(fd, calls, calls.set, lockRequest(calls, locked ? calls.read : calls.none, at));
+  }
+
+  byteIsLocked(fd: number, at: number): boolean | NotAvailable {
+    const calls = this.#locks;
+    if (calls === undefined) return NOT_AVAILABLE;
+    // the answer is put where the question was
+    const request = lockRequest(calls, calls.write, at);
+    if (this.#lock(fd, calls, calls.get, request) === NOT_AVAILABLE) return NOT_AVAILABLE;
+    return request.getInt16(calls.type, LITTLE_ENDIAN) !== calls.none;
+  }
+
+  #lock(fd: number, calls: LockCalls, command: number, request: DataView): 'done' | 'taken' | NotAvailable {
+    const fcntl = this.#fcntl;
+    if (fcntl === undefined) return NOT_AVAILABLE;
+    const bytes = new Uint8Array(request.buffer);
+    for (;;) {
+      const result = calls.variadic ? fcntl(fd, command, 'void *', bytes) : fcntl(fd, command, bytes);
+      if (Number(result) >= 0) return 'done';
+      const errno = this.#koffi.errno();
+      const name = getSystemErrorName(-errno);
+      if (name === 'EINTR') continue;
+      if (name === 'EAGAIN' || name === 'EACCES') return 'taken';
+      if (NO_LOCKS.has(name) || UNSUPPORTED.has(name)) return NOT_AVAILABLE;
+      throw systemError('fcntl', errno);
+    }
   }
 
   #seek(fd: number, offset: number, whence: number | undefined): number | NotAvailable {
