@@ -83,8 +83,9 @@ describe('a format that is guessed to be raw', () => {
   it('is warned of where a backing file has no recorded format', async () => {
     const over = path('over.qcow2');
     await cowdisk('create', '-q', '-f', 'qcow2', '-b', disk, '-F', 'raw', over);
-    await using image = await openImage(over, { readOnly: false, references: 'allow' });
+    const image = await openImage(over, { readOnly: false, references: 'allow' });
     await image.node.changeBacking({ name: disk });
+    await image.close();
     const { err } = await cowdisk('map', over);
     expect(err).toBe(
       `cowdisk: warning: "${disk}": the image above it does not record its format, and nothing but raw matches: it is read as raw\n`,
