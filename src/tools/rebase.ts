@@ -166,7 +166,12 @@ class Rebase {
       const reference = { role: 'backing', name: to.name, readOnly: true } as const;
       const { resolved } = resolveReference(reference, image.location ?? image.name, common.protocols);
       const format = to.format ?? this.#assumedFormat(from);
-      const base = await openImage(resolved, { ...common, format, options: toOptions, readOnly: true });
+      const asked = { ...common, format, options: toOptions, readOnly: true };
+      const base = await openImage(resolved, asked).catch(async (error: unknown) => {
+        // A loop meets the image itself, which is open for writing: then that is what is told.
+        if (isBlockError(error) && error.code === 'LOCKED') await this.#lookForLoop(resolved, asked, to);
+        throw error;
+      });
       try {
         await this.#requireNoLoop(base, to);
         return base;
@@ -181,6 +186,15 @@ class Rebase {
         details: { name: to.name, errno: error.details['errno'] },
         cause: error,
       });
+    }
+  }
+
+  async #lookForLoop(name: string, asked: OpenImageOptions, to: BackingRecord): Promise<void> {
+    const base = await openImage(name, { ...asked, forceShare: true });
+    try {
+      await this.#requireNoLoop(base, to);
+    } finally {
+      await base.close();
     }
   }
 

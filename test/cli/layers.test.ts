@@ -88,10 +88,11 @@ describe('commit', () => {
     const { status, err } = await called('cowdisk', ['commit', '--progress=json', top], interrupted('SIGINT'));
     expect(status).toBe(130);
     expect(err).toContain(`cowdisk: interrupted: '${top}' reads as before; commit it again to bring it to its end\n`);
-    await using image = await openImage(top, { references: 'allow' });
+    const image = await openImage(top, { references: 'allow' });
     expect([...(await image.read(2 * MiB - 1, 2)), ...(await image.read(2 * MiB + 300 * KiB - 1, 2))]).toEqual([
       1, 2, 2, 1,
     ]);
+    await image.close();
     expect((await cowdisk('commit', top)).status).toBe(0);
   });
 });

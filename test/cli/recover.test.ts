@@ -112,9 +112,9 @@ describe('recover', () => {
 
   it('recovers a snapshot, and an overlay with and without its backing file', async () => {
     await createSnapshot(disk, { name: 'before', date: new Date(0) });
-    await using image = await openImage(disk, { readOnly: false });
+    const image = await openImage(disk, { readOnly: false });
     await image.write(0, new Uint8Array(MiB).fill(9));
-    await image.flush();
+    await image.close();
     const target = fresh();
     expect([0, 2]).toContain((await cowdisk('recover', '-q', '-l', 'before', disk, target)).status);
     await using old = await openImage(target);

@@ -129,6 +129,9 @@ const BIT_FLAGS: Readonly<Record<string, string>> = {
   'formats/qcow2/options.ts': 'overlap-check templates: nine flags of our own',
   'formats/qcow2/check-overlap.ts': 'one of these nine flags',
   'formats/qcow2/features.ts': 'the 64 feature bits, which are bigint',
+  'core/permissions.ts': 'sets of four permissions',
+  'image/claims.ts': 'such sets',
+  'storage/file-locks.ts': 'such sets',
   'filters/write-log.ts': 'the flags of a log entry, which are bigint',
 };
 

@@ -68,7 +68,7 @@ describe('the io command', () => {
     const { session } = await opened(disk);
     await runCommands(session, ['write -q -P 9 0 64k']);
     // Another reader of the file, as one after a crash of this program: nothing was flushed or closed here.
-    const other = await openImage(disk);
+    const other = await openImage(disk, { forceShare: true });
     expect((await other.read(0, 4))[0]).toBe(9);
     await other.close();
     await session.close();
