@@ -1,6 +1,7 @@
 /** Every command line of the list says, returns and leaves behind the same as the real qemu-io does. */
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
-import { IO_CASES, IO_FILES, IO_FIXTURES, type IoCase } from './io-cases.ts';
+import { IO_FIXTURES, type IoCase, IO_CASES as SHELL_CASES, IO_FILES as SHELL_FILES } from './io-cases.ts';
+import { BLKDEBUG_CASES, BLKDEBUG_FILES } from './io-cases-blkdebug.ts';
 import {
   compareDirectories,
   hasQemuImg,
@@ -12,6 +13,9 @@ import {
   started,
   Workshop,
 } from './transcript-harness.ts';
+
+const IO_CASES = [...SHELL_CASES, ...BLKDEBUG_CASES];
+const IO_FILES = { ...SHELL_FILES, ...BLKDEBUG_FILES };
 
 const WIDTH = 2;
 /** Every so many cases the program is started as users start it. */
@@ -32,7 +36,7 @@ function fixturesOf({ line, input = '' }: IoCase): string[] {
     for (const needed of IO_FIXTURES[name]?.needs ?? []) add(needed);
   };
   for (const name of [...Object.keys(IO_FIXTURES), ...Object.keys(IO_FILES)]) {
-    if (`${line} ${input}`.split(/[^\w.]/).includes(name)) add(name);
+    if (`${line} ${input}`.split(/[^\w.-]/).includes(name)) add(name);
   }
   return [...names];
 }

@@ -10,7 +10,7 @@ import { RangeLock } from '../../core/range-lock.ts';
 import type { Image } from '../../image/image.ts';
 import type { Cli } from '../console.ts';
 import { Failure } from '../failure.ts';
-import { ioError } from '../render/qemu-text.ts';
+import { ioError, qemuText } from '../render/qemu-text.ts';
 import type { Opened, Opener } from './opening.ts';
 import { Refusal, refuse } from './refusal.ts';
 
@@ -92,6 +92,10 @@ export class Session {
    *  @throws what is no failure of the image. */
   requestFailure(what: string, error: unknown): Refusal {
     if (!isBlockError(error) || error.code === 'INTERNAL' || error.code === 'ABORTED') throw error;
+    if (this.cli.personality.qemu && error.reason === 'blkverify.mismatch') {
+      // QEMU says just this, and ends; the image is to be closed properly.
+      return new Refusal({ err: `${qemuText(error).text}\n`, out: `${what} failed: ${ioError(error)}\n` }, error);
+    }
     return refuse(`${what} failed: ${this.cli.personality.qemu ? ioError(error) : error.message}`, error);
   }
 

@@ -1,5 +1,5 @@
 /** QEMU's sentences for the findings of qcow2. Data only. */
-import type { TextRule } from './qemu-text.ts';
+import { strerror, type TextRule } from './qemu-text.ts';
 
 const V3_TAIL = 'only supported with compatibility level 1.1 and above (use version=v3 or greater)';
 
@@ -84,6 +84,7 @@ export const QCOW2_TEXTS: Readonly<Record<string, TextRule>> = {
   'qcow2.magic': 'Image is not in qcow2 format',
   'qcow2.version': ({ value }) => `Unsupported qcow2 version ${value}`,
   'qcow2.cluster-bits': ({ value }) => `Unsupported cluster size: 2^${value}`,
+  'qcow2.header-read': (_, error) => `Could not read qcow2 header: ${strerror(error)}`,
   'qcow2.header-length-short': 'qcow2 header too short',
   'qcow2.header-length-long': 'qcow2 header exceeds cluster size',
   'qcow2.backing-offset': 'Invalid backing file offset',

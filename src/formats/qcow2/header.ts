@@ -4,6 +4,7 @@
  *  fields and extensions that this library does not know survive `decode` then `encode`; a header is never changed in place, and
  *  the whole first cluster is written in one write. */
 import type { MaybePromise, Pending } from '../../base/async.ts';
+import { BlockError, isBlockError } from '../../base/errors.ts';
 import { alignDown } from '../../bytes/align.ts';
 import type { CompressionType } from '../../codec/codecs.ts';
 import type { ByteStore } from '../../core/store.ts';
@@ -93,19 +94,39 @@ export function headerGeometry(header: Qcow2Header): Geometry {
 // ---- reading ---------------------------------------------------------------------------------------------------------------------
 
 /** Reads and checks the header of `file`; reads one cluster at most.
- *  @throws {@link BlockError} WRONG_FORMAT, UNSUPPORTED, CORRUPT, TOO_LARGE, ACCESS: see `decodeHeader`. */
+ *  @throws {@link BlockError} WRONG_FORMAT, UNSUPPORTED, CORRUPT, TOO_LARGE, ACCESS: see `decodeHeader`; what the file throws, as the cause of
+ *  reason `qcow2.header-read`. */
 export function readHeader(file: ByteStore, name: string, access: HeaderAccess): MaybePromise<Qcow2Header> {
   const head = new Uint8Array(FIRST_READ);
-  const reading = file.read(0, head);
+  const reading = readFirst(file, head, name);
   if (reading !== undefined) return reading.then(() => readRest(file, head, name, access));
   return readRest(file, head, name, access);
+}
+
+function readFirst(file: ByteStore, into: Uint8Array, name: string): Pending {
+  try {
+    return file.read(0, into)?.catch((error: unknown) => {
+      throw unreadable(error, name);
+    });
+  } catch (error) {
+    throw unreadable(error, name);
+  }
+}
+
+function unreadable(error: unknown, name: string): unknown {
+  if (!isBlockError(error) || error.code === 'ABORTED' || error.code === 'INTERNAL' || error.code === 'CLOSED')
+    return error;
+  return new BlockError(error.code, `qcow2 "${name}": the header cannot be read: ${error.message}`, {
+    reason: 'qcow2.header-read',
+    cause: error,
+  });
 }
 
 function readRest(file: ByteStore, head: Uint8Array, name: string, access: HeaderAccess): MaybePromise<Qcow2Header> {
   const { clusterBits } = HeaderV2.decode(head);
   if (clusterBits > MAX_CLUSTER_BITS || 2 ** clusterBits <= head.length) return decodeHeader(head, name, access);
   const cluster = new Uint8Array(2 ** clusterBits);
-  const reading = file.read(0, cluster);
+  const reading = readFirst(file, cluster, name);
   if (reading !== undefined) return reading.then(() => decodeHeader(cluster, name, access));
   return decodeHeader(cluster, name, access);
 }
