@@ -4,7 +4,7 @@
  *  fields and extensions that this library does not know survive `decode` then `encode`; a header is never changed in place, and
  *  the whole first cluster is written in one write. */
 import type { MaybePromise, Pending } from '../../base/async.ts';
-import { BlockError, isBlockError } from '../../base/errors.ts';
+import { BlockError, errnoOf, isBlockError } from '../../base/errors.ts';
 import { alignDown } from '../../bytes/align.ts';
 import type { CompressionType } from '../../codec/codecs.ts';
 import type { ByteStore } from '../../core/store.ts';
@@ -118,6 +118,7 @@ function unreadable(error: unknown, name: string): unknown {
     return error;
   return new BlockError(error.code, `qcow2 "${name}": the header cannot be read: ${error.message}`, {
     reason: 'qcow2.header-read',
+    details: { errno: errnoOf(error) },
     cause: error,
   });
 }
