@@ -4,7 +4,7 @@
 import { getBit, setBits } from '../../bytes/bits.ts';
 
 /** Structures at most. */
-const MOST_CLAIMS = 1_000_000;
+const MOST_CLAIMS = 400_000;
 /** Clusters of all of them at most. */
 const MOST_CLUSTERS = 2 ** 24;
 

@@ -31,7 +31,8 @@ import { hex64 } from './header-fields.ts';
 
 /** A real image of 5 TiB in clusters of 64 KiB has as much. */
 const MOST_TABLE_BYTES = 2 ** 30;
-const MOST_L2_TABLES = 1_000_000;
+/** Those of a disk of 128 TiB in clusters of 64 KiB. */
+const MOST_L2_TABLES = 2 ** 18;
 
 /** An L2 table, and who names it. */
 interface L2Use {
@@ -89,7 +90,7 @@ export class TableAudit implements TableReader {
   /** The bytes of a table, as far as the file has them; `undefined` where it lies outside, or is too much. */
   async table(what: string, offset: number, bytes: number, align = true): Promise<DataView | undefined> {
     const { clusterSize } = this.#header.geometry;
-    if (bytes === 0) return undefined;
+    if (bytes === 0 || this.#partly) return undefined;
     if (!Number.isSafeInteger(offset + bytes) || offset >= this.file.size) {
       const value = hex64(offset);
       this.add(QCOW2.outside, { field: what, value }, `the ${what} at ${value} lies behind the end of the file`);
@@ -141,6 +142,7 @@ export class TableAudit implements TableReader {
     this.claim(what, offset, bytes);
     const table = await this.table(what, offset, bytes);
     for (let at = 0; table !== undefined && at < table.byteLength; at += TABLE_ENTRY_BYTES) {
+      if (this.#partly) break;
       const high = table.getUint32(at);
       const low = table.getUint32(at + 4);
       if (high === 0 && low === 0) continue;
@@ -173,6 +175,7 @@ export class TableAudit implements TableReader {
   /** Judges where an entry points. @returns whether there is something that can be read. */
   #pointer(what: string, at: number, offset: number, hasReserved: boolean): boolean {
     const { clusterSize } = this.#header.geometry;
+    if (!hasReserved && offset !== 0 && offset % clusterSize === 0 && offset < this.file.size) return true;
     const place = { offset: at, field: what, value: hex64(offset) };
     if (hasReserved)
       this.add(QCOW2.invalid, place, () => `an entry of the ${what} at ${hex(at)} has reserved bits set`);
@@ -208,7 +211,12 @@ export class TableAudit implements TableReader {
   }
 
   #stopReading(): void {
-    if (!this.#partly) this.add(AUDIT.tables, {}, `there are more than ${MOST_TABLE_BYTES} bytes of tables`);
+    if (!this.#partly)
+      this.add(
+        AUDIT.tables,
+        {},
+        `there are more than ${MOST_TABLE_BYTES} bytes of tables, or ${MOST_L2_TABLES} L2 tables`,
+      );
     this.#partly = true;
   }
 
