@@ -127,6 +127,30 @@ describe('the difference of two disks', () => {
     expect((await diff(a, b)).ranges).toEqual([{ offset: 0, length: MiB, kind: 'changed' }]);
   });
 
+  it('reads compressed clusters that lie elsewhere now, and data of another data file', async () => {
+    const files = new MemoryFiles();
+    await make(files, 'a', { size: MiB });
+    {
+      await using image = await open(files, 'a', { readOnly: false });
+      await image.node.write(0, new Uint8Array(64 * KiB).fill(1), { compressed: true });
+      await image.node.write(64 * KiB, new Uint8Array(64 * KiB).fill(1), { compressed: true });
+      await image.createSnapshot({ name: 'before', date: new Date(0) });
+      await image.node.writeZeroes(0, 64 * KiB, { unmap: true });
+      await image.node.write(0, new Uint8Array(64 * KiB).fill(2), { compressed: true });
+    }
+    {
+      await using before = await open(files, 'a', { snapshot: 'before' });
+      await using now = await open(files, 'a');
+      const { ranges, summary } = await diff(before, now);
+      expect([ranges, summary.read]).toEqual([[{ offset: 0, length: 64 * KiB, kind: 'changed' }], 128 * KiB]);
+    }
+    await make(files, 'b', { size: MiB, options: { dataFile: 'b.data' } }, [[0, 100, 1]]);
+    files.add('other.data', files.bytes('b.data').slice().fill(9, 0, 50));
+    await using first = await open(files, 'b', { references: 'allow' });
+    await using second = await open(files, 'b', { references: 'allow', dataFile: { name: 'other.data' } });
+    expect((await diff(first, second, { block: 1 })).ranges).toEqual([{ offset: 0, length: 50, kind: 'changed' }]);
+  });
+
   it('takes nothing for the same through windows of a file', async () => {
     const files = new MemoryFiles();
     const bytes = new Uint8Array(MiB).fill(1);
