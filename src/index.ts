@@ -78,6 +78,14 @@ export {
   type WriteObserver,
   type WritePlan,
 } from './core/format.ts';
+export {
+  type ForwardContext,
+  type ForwardData,
+  type ForwardImage,
+  type ForwardWriting,
+  UnitMap,
+  type UnitState,
+} from './core/forward.ts';
 export { DeferredFrees, type Drop, type Durability } from './core/in-flight.ts';
 export { type EmptyOptions, MappedNode, type MappedNodeOptions, mappedNode } from './core/mapped-node.ts';
 export { type BlockNode, backingChain, type Child, type ChildRole } from './core/node.ts';
@@ -135,6 +143,7 @@ export {
 } from './image/open.ts';
 export type { ReferencePolicy, ResolvedReference } from './image/references.ts';
 export type { ReopenOptions } from './image/reopen.ts';
+export type { ForwardTarget } from './storage/forward-sink.ts';
 export { MemoryStore, type MemoryStoreOptions } from './storage/memory.ts';
 export { type AmendImageOptions, amendImage } from './tools/amend.ts';
 export { type ApplyOptions, type ApplyResult, applyDelta } from './tools/apply.ts';
@@ -156,6 +165,8 @@ export {
   type ConvertWindow,
   convertImage,
 } from './tools/convert.ts';
+export type { StreamTarget } from './tools/convert-pipe.ts';
+export type { ConvertStream, SpoolEvent, SpoolReason, TemporaryFile } from './tools/convert-stream.ts';
 export { type DeltaOptions, type DeltaResult, writeDelta } from './tools/delta.ts';
 export { type DetachOptions, type DetachResult, detachImage } from './tools/detach.ts';
 export { type DiffOptions, type DiffSummary, diffImages } from './tools/diff.ts';

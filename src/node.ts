@@ -19,6 +19,7 @@ import * as create from './image/create.ts';
 import { Image, type NewSnapshot } from './image/image.ts';
 import * as open from './image/open.ts';
 import { fileProtocol } from './storage/file.ts';
+import { temporaryFile } from './storage/temporary.ts';
 import * as amend from './tools/amend.ts';
 import * as apply from './tools/apply.ts';
 import * as audit from './tools/audit.ts';
@@ -232,7 +233,7 @@ export function convertImage(
   return convert.convertImage(
     list.map((source) => sourceOf<Exclude<convert.ConvertInput, string>>(source)),
     typeof target === 'string' || target instanceof URL ? { name: pathOf(target) } : target,
-    { ...presets(), ...options },
+    { ...presets(), temporary: () => temporaryFile(), ...options },
   );
 }
 

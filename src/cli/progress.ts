@@ -1,7 +1,7 @@
 /** Shows how far a job is: qemu-img's percentage, a bar on a terminal, or JSON lines. Owns clocks and throttling; jobs only count.
  *  Invariants: progress never fails a job; what is written is bounded by time or by percent, however often a job reports. */
 import type { Progress } from '../base/job.ts';
-import type { Cli } from './console.ts';
+import type { Cli, Sink } from './console.ts';
 import { Failure } from './failure.ts';
 import { humanSize, progressLine } from './render/human.ts';
 
@@ -36,6 +36,7 @@ export function progressForm(cli: Cli, asked: string | undefined, quiet: boolean
 /** One job's progress. `end` must be called whatever happens. */
 export class ProgressDisplay {
   readonly #cli: Cli;
+  readonly #out: Sink;
   readonly #form: ProgressForm;
   /** Percent that must have passed before the qemu form prints again. */
   readonly #minStep: number;
@@ -48,11 +49,13 @@ export class ProgressDisplay {
     this.#cli.err.write(`    (${percentOf(this.#latest).toFixed(2)}/100%)\n`);
   };
 
-  constructor(cli: Cli, form: ProgressForm, minStep: number) {
+  /** @param to where the qemu form goes, when standard output is taken */
+  constructor(cli: Cli, form: ProgressForm, minStep: number, to: Sink = cli.out) {
     this.#cli = cli;
+    this.#out = to;
     this.#form = form;
     this.#minStep = minStep;
-    if (form === 'qemu') cli.out.write(progressLine(0));
+    if (form === 'qemu') to.write(progressLine(0));
     if (process.platform !== 'win32') process.on('SIGUSR1', this.#onUserSignal);
   }
 
@@ -66,7 +69,7 @@ export class ProgressDisplay {
       case 'qemu':
         if (percent - this.#lastPercent < this.#minStep && (percent < 100 || this.#lastPercent === 100)) return;
         this.#lastPercent = percent;
-        this.#cli.out.write(progressLine(percent));
+        this.#out.write(progressLine(percent));
         return;
       case 'json':
         if (now - this.#lastTime < JSON_INTERVAL_MS) return;
@@ -83,14 +86,14 @@ export class ProgressDisplay {
 
   /** The job is done: all of it. To be followed by {@link end}. */
   complete(): void {
-    if (this.#form === 'qemu') this.#cli.out.write(progressLine(100));
+    if (this.#form === 'qemu') this.#out.write(progressLine(100));
   }
 
   /** No more will come.
    *  @param outcome for the JSON form's last line. */
   end(outcome: 'done' | 'failed'): void {
     process.off('SIGUSR1', this.#onUserSignal);
-    if (this.#form === 'qemu') this.#cli.out.write('\n');
+    if (this.#form === 'qemu') this.#out.write('\n');
     if (this.#form === 'bar' && this.#drawn) this.#cli.err.write('\r\x1b[K');
     if (this.#form === 'json') {
       this.#cli.err.write(`${JSON.stringify({ ...this.#facts(performance.now()), event: outcome })}\n`);
@@ -105,11 +108,12 @@ export class ProgressDisplay {
       event: 'progress',
       phase,
       done,
-      total,
-      percent: Math.round(percentOf(this.#latest) * 100) / 100,
+      // Not known before a stream has ended.
+      total: Number.isFinite(total) ? total : null,
+      percent: !Number.isFinite(total) ? null : Math.round(percentOf(this.#latest) * 100) / 100,
       seconds: Math.round(seconds * 1000) / 1000,
       bytesPerSecond: Math.round(rate),
-      secondsLeft: rate > 0 ? Math.round((total - done) / rate) : null,
+      secondsLeft: rate > 0 && Number.isFinite(total) ? Math.round((total - done) / rate) : null,
     };
   }
 
@@ -117,6 +121,7 @@ export class ProgressDisplay {
     const percent = percentOf(this.#latest);
     const seconds = (now - this.#start) / 1000;
     const rate = seconds > 0 ? this.#latest.done / seconds : 0;
+    if (!Number.isFinite(this.#latest.total)) return `${humanSize(this.#latest.done)}  ${humanSize(rate)}/s`;
     const filled = Math.floor((percent / 100) * BAR_CELLS);
     const cells =
       '='.repeat(filled) + (filled < BAR_CELLS ? '>' : '') + ' '.repeat(Math.max(0, BAR_CELLS - filled - 1));

@@ -7,6 +7,7 @@ import type { JobOptions } from '../base/job.ts';
 import type { OptionSchema, OptionsOf } from '../base/options.ts';
 import type { Codecs } from '../codec/codecs.ts';
 import type { AuditFacet } from './audit.ts';
+import type { ForwardWriting } from './forward.ts';
 import type { BlockNode, Child } from './node.ts';
 import type { FileUse } from './permissions.ts';
 import type { RecoveryFacet, RecoveryRequest } from './recovery.ts';
@@ -438,6 +439,8 @@ export interface FormatCapabilities {
   readonly bitmaps?: boolean;
   /** What it lets others do with its file. Default `exclusive`. */
   readonly fileUse?: FileUse;
+  /** The disk of a new image can be made larger and smaller while it is being written. Default false. */
+  readonly resize?: boolean;
 }
 
 /** Space an image would need, in bytes of its file. */
@@ -475,6 +478,8 @@ export interface FormatDriver<
   recover?(context: OpenContext, request: RecoveryRequest): Promise<FormatNode>;
   /** Creates an image of `virtualSize` bytes into `context.file`. */
   create?(context: CreateContext, virtualSize: number, options: OptionsOf<C>): Promise<void>;
+  /** How an image is written into a pipe; not there where that takes another order than from the first byte to the last. */
+  readonly forward?: ForwardWriting<OptionsOf<C>> | undefined;
   measure?(virtualSize: number, options: OptionsOf<C>, source?: BlockNode, signal?: AbortSignal): Promise<Measurement>;
   /** What strangers may have put into an image, told without opening what it names, whether it can be opened or not. */
   readonly auditor?: AuditFacet | undefined;

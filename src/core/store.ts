@@ -114,6 +114,18 @@ export const DEFAULT_LIMITS: StoreLimits = {
   maxInFlight: 16,
 };
 
+/** The size of a store whose end nobody knows yet, bytes: far above every real one, and a multiple of every unit. */
+export const UNKNOWN_SIZE = 2 ** 52;
+
+/** For formats in which the length of the file says how it is to be read.
+ *  @throws {@link BlockError} UNSUPPORTED, reason `stream.length`. */
+export function requireKnownSize({ size, name }: Pick<BlockNode, 'size' | 'name'>): void {
+  if (size !== UNKNOWN_SIZE) return;
+  throw new BlockError('UNSUPPORTED', `"${name}": how it is to be read depends on its length, which is not known`, {
+    reason: 'stream.length',
+  });
+}
+
 /** The checks every store owes its callers, once. Subclasses implement the `_` methods and see valid requests only:
  *  open, in range, aligned, writable; zero-length requests never reach them. */
 export abstract class BaseStore implements BlockNode {

@@ -1,9 +1,10 @@
 /** Creates images. Owns the checks before creation, the look at the backing file, and the data files that the options name.
  *  Invariants: everything that can be refused is refused before the target is touched; a regular file that was there is
  *  replaced only when the new image is complete; after a failure no file is left that was not there before. */
-import { BlockError, isBlockError } from '../base/errors.ts';
+import { assert, BlockError, isBlockError } from '../base/errors.ts';
 import { cliName, type OptionsInput, type OptionsOf, resolveOptions } from '../base/options.ts';
 import type { Chance, CreateContext, FormatDriver, Reference, ReferenceStatus } from '../core/format.ts';
+import type { ForwardImage, ForwardWriting } from '../core/forward.ts';
 import type { BlockNode } from '../core/node.ts';
 import { CREATION_CLAIM } from '../core/permissions.ts';
 import type { LockingMode, ProtocolDriver } from '../core/protocol.ts';
@@ -62,12 +63,23 @@ export interface CreatePlan {
   readonly size: number;
   /** Create options with their defaults filled in, backing file and format among them. */
   readonly options: Readonly<Record<string, unknown>>;
-  readonly backing: (BackingChoice & { readonly resolved: string }) | undefined;
+  readonly backing:
+    | (BackingChoice & {
+        readonly resolved: string;
+        /** Bytes of its disk; `undefined` when it was not opened. */
+        readonly size: number | undefined;
+      })
+    | undefined;
   /** Creates the image. A plan can be executed once. */
   execute(): Promise<void>;
   /** Writes the empty image into a file that is open already, and creates the files that the options name.
    *  @returns undoes the latter. */
   format(file: ByteStore): Promise<{ discard(): Promise<void> }>;
+  /** How an image with these options can be written from its first byte to its last; `undefined`: it cannot. */
+  readonly forward: ForwardWriting['kind'] | undefined;
+  /** The image that is written so, where its tables go before the data.
+   *  @throws {@link BlockError} as the creation of one. */
+  planForward(): Promise<ForwardImage>;
 }
 
 /** Checks everything that can be checked before creating an image: driver, options, backing file, size.
@@ -337,6 +349,22 @@ class Plan implements CreatePlan {
       throw error;
     }
     return named;
+  }
+
+  get forward(): ForwardWriting['kind'] | undefined {
+    const { forward } = this.driver;
+    return forward?.kind === 'tables' && !forward.accepts(this.options) ? undefined : forward?.kind;
+  }
+
+  async planForward(): Promise<ForwardImage> {
+    const { forward } = this.driver;
+    assert(forward?.kind === 'tables', `${this.driver.name} has no tables to write forward`);
+    const context = {
+      name: this.name,
+      referenceStatus: (asked: Reference) => this.#lookAt(asked),
+      signal: this.#given.signal,
+    };
+    return await forward.plan(context, this.size, this.options);
   }
 
   /** The caller named them: only a policy that was given can say no. */

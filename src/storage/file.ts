@@ -230,6 +230,27 @@ function attempt<T>(doing: string, name: string, body: () => T): T {
   }
 }
 
+/** A regular file or block device that is open already, standard input for one, to be read at any place.
+ *  @param name what messages call it
+ *  @returns `undefined` for pipes and the like, which are left open. */
+export function storeOfDescriptor(
+  fd: number,
+  name: string,
+  { locking, forceShare }: Pick<OpenFileOptions, 'locking' | 'forceShare'> = {},
+): BlockNode | undefined {
+  const stat = attempt(`could not look at "${name}"`, name, () => fstatSync(fd, { bigint: true }));
+  if (!stat.isFile() && !stat.isBlockDevice()) return undefined;
+  const locks = new FileLocks(fd, { name, locking, forceShare, native });
+  if (stat.isFile()) return new FileStore(fd, { name, readOnly: true, locks });
+  return new BlockDeviceStore(fd, { name, readOnly: true, character: false, locks });
+}
+
+/** Bytes into an open descriptor, one piece after the other, each whole. The descriptor stays open. */
+export function descriptorTarget(fd: number, name: string): ForwardTarget {
+  const { write } = pipeTarget(fd, name);
+  return { write };
+}
+
 /** Wraps an open descriptor by what it turned out to be; closes it when that fails.
  *  @param created the file is new: it is emptied, when nobody else minds, and becomes like another one where that is asked */
 function storeFor(

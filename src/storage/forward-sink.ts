@@ -22,6 +22,8 @@ export interface ForwardTarget {
   write(chunk: Uint8Array): Promise<void>;
   /** No more bytes will come. */
   end?(): Promise<void>;
+  /** No more bytes will come, though there should: whoever reads must not take for whole what has come. `end` where it is not there. */
+  abort?(reason: unknown): Promise<void>;
 }
 
 export interface ForwardSinkOptions {
@@ -50,6 +52,7 @@ export class ForwardSink extends BaseStore {
   #sent = 0;
   #reserved = 0;
   #broken: unknown;
+  #givenUp = false;
   #zeros: Uint8Array | undefined;
 
   constructor(target: ForwardTarget, options: ForwardSinkOptions) {
@@ -119,7 +122,20 @@ export class ForwardSink extends BaseStore {
     return size === this.#reserved ? undefined : this.#send(size, 0, [], options?.signal);
   }
 
+  /** Closes after a failure, which is the one to tell: this one tells none. */
+  async giveUp(reason: unknown): Promise<void> {
+    const { abort } = this.#target;
+    this.#givenUp = abort !== undefined;
+    try {
+      await abort?.call(this.#target, reason);
+      await this.close();
+    } catch {
+      // Nobody reads any more.
+    }
+  }
+
   protected async _close(): Promise<void> {
+    if (this.#givenUp) return;
     try {
       await this.#target.end?.();
     } catch (error) {
@@ -176,6 +192,24 @@ export class ForwardSink extends BaseStore {
     if (this.#broken === undefined) return;
     throw fromSystemError(this.#broken, `"${this.name}": an earlier write failed`, { name: this.name });
   }
+}
+
+/** A Web stream as a target.
+ *  @param keepOpen do not close the stream at the end */
+export function webTarget(stream: WritableStream<Uint8Array>, keepOpen = false): ForwardTarget {
+  const writer = stream.getWriter();
+  return {
+    async write(chunk) {
+      await writer.ready;
+      // A stream may hold on to what it is given.
+      await writer.write(chunk.slice());
+    },
+    async end() {
+      if (keepOpen) writer.releaseLock();
+      else await writer.close();
+    },
+    abort: (reason) => writer.abort(reason),
+  };
 }
 
 /** The part of a Node `Writable` the adaptor uses. */

@@ -2,7 +2,6 @@
  *  Invariants: memory is bounded by the buffers, whatever the size of the disk; whole units of the target are written where data
  *  touches them; a range that the target shows as zero already is not written; at the end everything begun has ended. */
 import { type Pending, settleAll } from '../base/async.ts';
-import { BlockError, isBlockError } from '../base/errors.ts';
 import { type JobOptions, Pacer, throwIfAborted } from '../base/job.ts';
 import { MiB } from '../base/sizes.ts';
 import { alignUp } from '../bytes/align.ts';
@@ -13,7 +12,8 @@ import type { BlockNode } from '../core/node.ts';
 import type { IoOptions, WriteOptions } from '../core/store.ts';
 import type { Image } from '../image/image.ts';
 import { Planner, type Segment } from './convert-plan.ts';
-import type { SourceDisk } from './convert-source.ts';
+import type { CopySource } from './convert-source.ts';
+import { writeError } from './convert-target.ts';
 import { RateLimit } from './rate-limit.ts';
 
 export interface CopySettings extends JobOptions {
@@ -34,6 +34,8 @@ export interface CopySettings extends JobOptions {
   /** Every write is made durable. */
   readonly writeThrough: boolean;
   readonly rateLimit: number | undefined;
+  /** Makes room for the disk up to `end`, where its size is not known before. */
+  readonly makeRoom?: ((end: number) => Pending) | undefined;
   /** Buffers that worker threads can use without copying them. */
   readonly sharedBuffers: boolean;
 }
@@ -51,7 +53,7 @@ const ZERO_STEP = 256 * MiB;
 
 export class DiskCopy {
   readonly counts: CopyCounts = { copied: 0, zeroed: 0, kept: 0 };
-  readonly #source: SourceDisk;
+  readonly #source: CopySource;
   readonly #settings: CopySettings;
   readonly #planner: Planner;
   readonly #copier: Copier;
@@ -66,7 +68,7 @@ export class DiskCopy {
   /** The writes of one buffer run together. */
   readonly #together: boolean;
 
-  constructor(source: SourceDisk, settings: CopySettings) {
+  constructor(source: CopySource, settings: CopySettings) {
     const { compressed, target, writeThrough, rateLimit } = settings;
     this.#source = source;
     this.#settings = settings;
@@ -117,7 +119,7 @@ export class DiskCopy {
       const waiting = this.#planner.next();
       if (waiting !== undefined) await waiting;
       const segment = this.#planner.current;
-      if (segment === undefined) return;
+      if (segment === undefined) break;
       // Without sparse detection everything is to be allocated: zeros are read and written like any data.
       const isData = segment.kind === 'data' || (segment.kind === 'zero' && this.#sparseSize === 0);
       if (isData) await this.#data(segment);
@@ -126,6 +128,8 @@ export class DiskCopy {
       this.#progress(segment.end);
       if (this.#pacer.due) await this.#pacer.pause(this.#settings.signal);
     }
+    // Of a stream the size is known now.
+    this.#progress(this.#source.size);
   }
 
   async #data({ start, end }: Segment): Promise<void> {
@@ -134,6 +138,8 @@ export class DiskCopy {
       const length = Math.min(end, at - (at % this.#chunk) + this.#chunk) - at;
       const limited = this.#limit?.take(length, signal);
       if (limited !== undefined) await limited;
+      const room = this.#settings.makeRoom?.(at + length);
+      if (room !== undefined) await room;
       const waiting = this.#copier.copy(at, length);
       if (waiting !== undefined) await waiting;
       at += length;
@@ -267,7 +273,7 @@ export class DiskCopy {
       const pending = (guard !== undefined && offset < CHUNK ? guard : target).write(offset, from, this.#writeOptions);
       return pending === undefined ? undefined : this.#told(pending, offset);
     } catch (error) {
-      throw this.#writeError(error, offset);
+      throw writeError(this.#settings.targetName, offset, error);
     }
   }
 
@@ -278,7 +284,7 @@ export class DiskCopy {
       const pending = target.writeZeroes(offset, length, options);
       return pending === undefined ? undefined : this.#told(pending, offset);
     } catch (error) {
-      throw this.#writeError(error, offset);
+      throw writeError(this.#settings.targetName, offset, error);
     }
   }
 
@@ -286,18 +292,8 @@ export class DiskCopy {
     try {
       await pending;
     } catch (error) {
-      throw this.#writeError(error, offset);
+      throw writeError(this.#settings.targetName, offset, error);
     }
-  }
-
-  #writeError(cause: unknown, offset: number): unknown {
-    if (!isBlockError(cause) || cause.code === 'ABORTED') return cause;
-    const { targetName } = this.#settings;
-    return new BlockError(cause.code, `"${targetName}": could not write at offset ${offset}: ${cause.message}`, {
-      reason: 'convert.write',
-      details: { name: targetName, offset, errno: cause.details.errno },
-      cause,
-    });
   }
 
   #progress(done: number): void {
@@ -308,10 +304,11 @@ export class DiskCopy {
 /** Without units nothing is allocated, so that writes may run together; else they decide where things lie, and the image is to be the same
  *  on every run. A pipe takes its bytes in order. */
 function orderOf(settings: CopySettings, unit: number): CopierOptions['order'] {
+  if (settings.target.supports.access === 'forward') return 'serial';
   if (settings.outOfOrder) return 'free';
   if (settings.compressed) return 'started';
   // A guarded target may refuse the first write: nothing else is to be written by then.
-  const together = unit === 1 && settings.target.supports.access === 'random' && settings.guard === undefined;
+  const together = unit === 1 && settings.guard === undefined;
   return together ? 'started' : 'serial';
 }
 
@@ -319,5 +316,7 @@ function orderOf(settings: CopySettings, unit: number): CopierOptions['order'] {
 function targetUnit(target: BlockNode, compressed: boolean): number {
   const format = target.format;
   if (format === undefined) return 1;
+  // What is encrypted is written in whole sectors: a pipe cannot give the rest of one back.
+  if (target.supports.access === 'forward') return format.transform?.sector ?? 1;
   return compressed ? format.unit : Math.min(format.zeroUnit, CHUNK);
 }

@@ -3,7 +3,7 @@
  *  unit is written once and whole; for compressed targets any mixed unit is. Looks ahead no further than one segment. */
 import type { Pending } from '../base/async.ts';
 import { alignDown, alignUp } from '../bytes/align.ts';
-import type { SegmentKind, SourceDisk } from './convert-source.ts';
+import type { CopySource, SegmentKind } from './convert-source.ts';
 
 export interface Segment {
   readonly kind: SegmentKind;
@@ -23,7 +23,7 @@ export interface PlannerOptions {
 export class Planner {
   /** The segment at hand; `undefined` at the end. */
   current: Segment | undefined;
-  readonly #source: SourceDisk;
+  readonly #source: CopySource;
   readonly #options: PlannerOptions;
   readonly #ready: Segment[] = [];
   /** The segment that may still grow. */
@@ -31,7 +31,7 @@ export class Planner {
   #start = 0;
   #end = 0;
 
-  constructor(source: SourceDisk, options: PlannerOptions) {
+  constructor(source: CopySource, options: PlannerOptions) {
     this.#source = source;
     this.#options = options;
   }

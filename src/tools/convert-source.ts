@@ -1,7 +1,7 @@
 /** The sources of a conversion as one disk: laid end to end, read with salvage, and told apart by status.
  *  Invariants: a request that crosses from one source into the next is split there; without salvage every read error ends the
  *  conversion and names source and offset; with it nothing but unreadable sectors becomes zero. */
-import { type Pending, settleAll } from '../base/async.ts';
+import { Mutex, type Pending, settleAll } from '../base/async.ts';
 import { BlockError, isBlockError } from '../base/errors.ts';
 import type { IoOptions } from '../core/store.ts';
 import type { Image } from '../image/image.ts';
@@ -30,7 +30,18 @@ export interface SalvageOptions {
   readonly onLoss: (offset: number, length: number, error: unknown) => void;
 }
 
-export class SourceDisk {
+/** What is copied: a disk whose status is asked from front to back, and which is read in that order. */
+export interface CopySource {
+  /** Bytes; infinite as long as nobody knows. */
+  readonly size: number;
+  /** Status from the offset of the last `seek` on. */
+  readonly kind: SegmentKind;
+  readonly end: number;
+  seek(offset: number): Pending;
+  read(offset: number, into: Uint8Array, options?: IoOptions): Pending;
+}
+
+export class SourceDisk implements CopySource {
   readonly parts: readonly SourcePart[];
   readonly size: number;
   /** Status from the offset of the last `seek` on. */
@@ -38,9 +49,13 @@ export class SourceDisk {
   end = 0;
   readonly #cursors: readonly StatusCursor[];
   readonly #salvage: SalvageOptions | undefined;
+  /** Requests wait for the one before: a pipe is read in order. */
+  readonly #turn: Mutex | undefined;
   #part = 0;
 
-  constructor(parts: readonly SourcePart[], salvage: SalvageOptions | undefined) {
+  /** @param inOrder one part at least is read from a pipe */
+  constructor(parts: readonly SourcePart[], salvage: SalvageOptions | undefined, inOrder = false) {
+    this.#turn = inOrder ? new Mutex() : undefined;
     this.parts = parts;
     this.size = parts.reduce((sum, part) => sum + part.size, 0);
     this.#cursors = parts.map((part) => new StatusCursor(part.image.node));
@@ -66,6 +81,12 @@ export class SourceDisk {
 
   /** Fills `into` with the disk's bytes from `offset` on. */
   read(offset: number, into: Uint8Array, options?: IoOptions): Pending {
+    return this.#turn === undefined
+      ? this.#read(offset, into, options)
+      : this.#turn.run(() => this.#read(offset, into, options));
+  }
+
+  #read(offset: number, into: Uint8Array, options: IoOptions | undefined): Pending {
     const first = this.#indexOf(offset);
     const part = this.#partAt(first);
     if (offset + into.length <= part.start + part.size) return this.#readPart(part, offset, into, options);

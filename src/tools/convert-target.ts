@@ -6,6 +6,8 @@ import { BlockError, isBlockError } from '../base/errors.ts';
 import { cliName } from '../base/options.ts';
 import type { FormatDriver } from '../core/format.ts';
 import { type BlockNode, childOf } from '../core/node.ts';
+import type { FileStatus } from '../core/protocol.ts';
+import { RunList } from '../core/run.ts';
 import { type CreatePlan, planCreate } from '../image/create.ts';
 import { fileNameIn } from '../image/graph.ts';
 import type { Image } from '../image/image.ts';
@@ -158,7 +160,7 @@ export async function planTarget(
     protect: inputs,
     unsafe: isUnsafe(options),
   });
-  await requireNoInput(target.name, inputs, options);
+  if (target.stream === undefined) await requireNoInput(target.name, inputs, options);
   return plan;
 }
 
@@ -175,16 +177,27 @@ function openingOptions(options: ConvertOptions): OpenImageOptions {
   return { ...pick(options), probeBacking, cacheBytes, onEvent, unsafe: isUnsafe(options) };
 }
 
-/** Creates the target and opens it for writing. */
-export async function createTarget(plan: CreatePlan, options: ConvertOptions): Promise<OpenTarget> {
+/** Where a new image goes. */
+export interface Place {
+  readonly name: string;
+  readonly file: BlockNode;
+  /** What was written cannot be taken back. */
+  readonly inPlace: boolean;
+  /** What was there before. */
+  readonly before: Pick<FileStatus, 'kind'> | undefined;
+  /** The empty image is there; its data will begin at `dataStart`, for formats where they follow in one piece. Bytes. */
+  begin?(dataStart: number): Promise<void>;
+  commit(): Promise<void>;
+  discard(): Promise<void>;
+}
+
+/** Creates the target and opens it for writing.
+ *  @param place where; a file of that name by default */
+export async function createTarget(plan: CreatePlan, options: ConvertOptions, place?: Place): Promise<OpenTarget> {
   const { name, driver } = plan;
   const { locking, signal } = options;
-  const file = await TargetFile.open(protocolOf(name, options.protocols), name, {
-    unsafe: isUnsafe(options),
-    locking,
-    use: driver.capabilities.fileUse,
-    signal,
-  });
+  const opening = { unsafe: isUnsafe(options), locking, use: driver.capabilities.fileUse, signal };
+  const file: Place = place ?? (await TargetFile.open(protocolOf(name, options.protocols), name, opening));
   let made: { discard(): Promise<void> } | undefined;
   try {
     const openOptions = { ...secretOptions(plan), ...windowOption(driver, plan.size, file) };
@@ -201,12 +214,24 @@ export async function createTarget(plan: CreatePlan, options: ConvertOptions): P
       // Not every format records its base's format.
       ...(backing?.format === undefined ? {} : { backing: { name: backing.resolved, format: backing.format } }),
     });
+    await file.begin?.(await dataStartOf(image, file));
     return new NewFile(image, file, made, driver, plan, options);
   } catch (error) {
     await file.discard();
     await made?.discard();
     throw error;
   }
+}
+
+/** Where the first byte of the disk is. */
+async function dataStartOf(image: Image, { file, begin }: Place): Promise<number> {
+  if (begin === undefined) return 0;
+  const { format, size } = image.node;
+  if (size === 0) return file.size;
+  const runs = new RunList();
+  runs.reset(0, size);
+  await format.map(0, size, runs);
+  return runs.at(0).hostOffset;
 }
 
 /** What was created with a secret is opened with the same one: open options whose names say so, as qemu-img picks them. */
@@ -220,7 +245,7 @@ function secretOptions({ driver, options }: CreatePlan): Readonly<Record<string,
 
 /** A pipe has no size to tell: the format must be one that can be told.
  *  @throws {@link BlockError} UNSUPPORTED, reason `convert.forward`. */
-function windowOption(driver: FormatDriver, size: number, file: TargetFile): Readonly<Record<string, unknown>> {
+function windowOption(driver: FormatDriver, size: number, file: Place): Readonly<Record<string, unknown>> {
   if (file.file.supports.access !== 'forward') return {};
   if ('size' in driver.openOptions) return { size };
   throw new BlockError('UNSUPPORTED', `"${file.name}": format ${driver.name} cannot be written to a pipe`, {
@@ -270,13 +295,13 @@ class NewFile implements OpenTarget {
   readonly image: Image;
   readonly isZero: boolean;
   readonly backingSize: number;
-  readonly #file: TargetFile;
+  readonly #file: Place;
   readonly #made: { discard(): Promise<void> };
   readonly #options: ConvertOptions;
 
   constructor(
     image: Image,
-    file: TargetFile,
+    file: Place,
     made: { discard(): Promise<void> },
     driver: FormatDriver,
     plan: CreatePlan,
@@ -311,7 +336,17 @@ class NewFile implements OpenTarget {
   }
 }
 
-function incomplete(error: unknown, name: string): unknown {
+/** The error of a write to the target. @param offset of the disk, bytes */
+export function writeError(name: string, offset: number, cause: unknown): unknown {
+  if (!isBlockError(cause) || cause.code === 'ABORTED') return cause;
+  return new BlockError(cause.code, `"${name}": could not write at offset ${offset}: ${cause.message}`, {
+    reason: 'convert.write',
+    details: { name, offset, errno: cause.details['errno'] },
+    cause,
+  });
+}
+
+export function incomplete(error: unknown, name: string): unknown {
   if (!isBlockError(error)) return error;
   return new BlockError(error.code, `"${name}": the target is incomplete: ${error.message}`, {
     reason: error.reason ?? 'convert.incomplete',

@@ -1,10 +1,12 @@
 /** Copies disk contents from one or more images into another one: checks, sources, target, and their end.
  *  Invariants: everything that can be refused is refused before the target is touched; inputs are never written; at the end, good or
  *  bad, everything that was opened here is closed. */
+import type { Pending } from '../base/async.ts';
 import { BlockError } from '../base/errors.ts';
 import type { JobOptions } from '../base/job.ts';
 import { MiB } from '../base/sizes.ts';
 import { backingChain } from '../core/node.ts';
+import { UNKNOWN_SIZE } from '../core/store.ts';
 import type { BackingChoice, CreatePlan } from '../image/create.ts';
 import { Image } from '../image/image.ts';
 import { type ImageDrivers, type OpenImageOptions, type OpenOptionsInput, openImage } from '../image/open.ts';
@@ -12,7 +14,16 @@ import { driversOf } from '../image/open-options.ts';
 import type { ReferencePolicy } from '../image/references.ts';
 import { bitmapsToCopy, copyBitmaps, requireBitmapTarget } from './convert-bitmaps.ts';
 import { DiskCopy } from './convert-copy.ts';
-import { SourceDisk, type SourcePart } from './convert-source.ts';
+import { convertForward, goesInTwoPasses, needOf, roomIn } from './convert-flow.ts';
+import { PipePlace, SpooledPlace, type StreamTarget, sinkOf } from './convert-pipe.ts';
+import { type CopySource, type SalvageOptions, SourceDisk, type SourcePart } from './convert-source.ts';
+import {
+  type ConvertStream,
+  type OpenedStream,
+  openStream,
+  type SpoolEvent,
+  type TemporaryFile,
+} from './convert-stream.ts';
 import {
   backingIdentity,
   createTarget,
@@ -39,11 +50,14 @@ export interface ConvertWindow {
   readonly length: number;
 }
 
-/** What can be converted: a name, a name and how it is opened, an open image, or a part of one. Open images stay open. */
-export type ConvertInput = string | ConvertSource | Image | ConvertWindow;
+/** What can be converted: a name, a name and how it is opened, a stream, an open image, or a part of one. Open images stay open. */
+export type ConvertInput = string | ConvertSource | ConvertStream | Image | ConvertWindow;
 
 export interface ConvertTarget {
+  /** For a stream: what messages call it, and where the names in the image start from. */
   readonly name: string;
+  /** Where the image goes instead of a file; ended when it is whole. Not with `existing`. */
+  readonly stream?: StreamTarget | undefined;
   /** Default `raw`; for `existing` targets: the format it is opened as, probed when not given. */
   readonly format?: string | undefined;
   /** Create options, by their TypeScript names; not with `existing`. */
@@ -88,6 +102,10 @@ export interface ConvertOptions extends JobOptions, ImageDrivers {
   /** Bytes of the joint disk. */
   readonly onSalvage?: ((offset: number, length: number, error: unknown) => void) | undefined;
   readonly onEvent?: OpenImageOptions['onEvent'];
+  /** Makes a place for what cannot be streamed. Without it such conversions are refused. The Node face has one. */
+  readonly temporary?: (() => Promise<TemporaryFile>) | undefined;
+  /** Told of every temporary file, before it is made. */
+  readonly onSpool?: ((event: SpoolEvent) => void) | undefined;
   /** Told what is about to be created, after all checks and before the target is touched. */
   readonly onPlan?: ((plan: CreatePlan) => void) | undefined;
 }
@@ -106,10 +124,12 @@ export interface ConvertResult {
   readonly probedRaw: readonly string[];
 }
 
-const DEFAULT_SPARSE = 4096;
-const DEFAULT_PARALLEL = 8;
+export const DEFAULT_SPARSE = 4096;
+export const DEFAULT_PARALLEL = 8;
 const MAX_PARALLEL = 16;
 const MAX_SPARSE = 16 * MiB;
+/** Of a new disk whose size is not known yet, bytes. */
+const FIRST_SIZE = 64 * MiB;
 
 /** Converts. A new regular target is written under a temporary name beside it and renamed at the end; an existing one is replaced only then.
  *  Devices, pipes and `existing` targets are written in place.
@@ -124,25 +144,36 @@ export async function convertImage(
   options: ConvertOptions,
 ): Promise<ConvertResult> {
   checkArguments(sources, target, options);
-  const opened: Image[] = [];
+  const opened: { close(): Promise<void> }[] = [];
+  const streams: OpenedStream[] = [];
   try {
+    const need = sources.some(isStream) ? await needOf(sources, target, options) : 'forward';
     const windows: ConvertWindow[] = [];
     for (const source of sources) {
       if (source instanceof Image) windows.push(wholeOf(source));
-      else if (typeof source === 'object' && 'image' in source) windows.push(cut(source));
+      else if (isStream(source)) {
+        const stream = await openStream(source, need, options);
+        opened.push(stream);
+        streams.push(stream);
+        windows.push(wholeOf(stream.image));
+      } else if (typeof source === 'object' && 'image' in source) windows.push(cut(source));
       else {
         const image = await openSource(source, options);
         opened.push(image);
         windows.push(wholeOf(image));
       }
     }
-    return await convertOpened(windows, target, options);
+    return await convertOpened({ windows, streams }, target, options);
   } finally {
-    for (const image of opened) await image.close();
+    for (const one of opened) await one.close();
   }
 }
 
-function checkArguments(sources: readonly unknown[], target: ConvertTarget, options: ConvertOptions): void {
+function isStream(source: ConvertInput): source is ConvertStream {
+  return typeof source === 'object' && 'stream' in source;
+}
+
+function checkArguments(sources: readonly ConvertInput[], target: ConvertTarget, options: ConvertOptions): void {
   const { sparseSize = DEFAULT_SPARSE, parallel = DEFAULT_PARALLEL, rateLimit, targetIsZero } = options;
   if (sources.length === 0) throw refusal('convert.no-input', 'there is nothing to convert', {});
   if (!Number.isSafeInteger(sparseSize) || sparseSize < 0 || sparseSize % 512 !== 0 || sparseSize > MAX_SPARSE) {
@@ -164,6 +195,16 @@ function checkArguments(sources: readonly unknown[], target: ConvertTarget, opti
   }
   if (target.backing !== undefined && sources.length > 1) {
     throw refusal('convert.concat-backing', 'a target made of several inputs cannot have a backing file', {});
+  }
+  if (target.existing === true && target.stream !== undefined) {
+    throw refusal(
+      'convert.stream-existing',
+      `"${target.name}": a stream holds no image that could be written into`,
+      {},
+    );
+  }
+  if (options.salvage === true && sources.some(isStream)) {
+    throw refusal('convert.stream-salvage', 'what a stream cannot give cannot be read again; salvage is for files', {});
   }
 }
 
@@ -217,11 +258,14 @@ async function openSource(source: string | ConvertSource, options: ConvertOption
   });
 }
 
-async function convertOpened(
-  windows: readonly ConvertWindow[],
-  target: ConvertTarget,
-  options: ConvertOptions,
-): Promise<ConvertResult> {
+/** What is converted, opened. */
+interface Sources {
+  readonly windows: readonly ConvertWindow[];
+  readonly streams: readonly OpenedStream[];
+}
+
+async function convertOpened(sources: Sources, target: ConvertTarget, options: ConvertOptions): Promise<ConvertResult> {
+  const { windows, streams } = sources;
   const images = windows.map(({ image }) => image);
   const inputs = new Set<string>();
   for (const image of images) await identitiesOf(image.node, inputs);
@@ -230,34 +274,65 @@ async function convertOpened(
     unreadable += length;
     options.onSalvage?.(offset, length, error);
   };
-  const parts = await partsOf(windows, target, options);
-  const source = new SourceDisk(parts, options.salvage === true ? { onLoss } : undefined);
+  const source = await sourceOf(sources, target, options, onLoss);
   const bitmaps = await bitmapsToCopy(windows, options);
-  const open = await openTarget(target, source.size, inputs, options);
+  const opened = await openTarget(target, source.size, inputs, options);
+  const probedRaw = (all: readonly Image[]): string[] => all.filter((image) => image.probedRaw).map(({ name }) => name);
+  if ('plan' in opened) {
+    // What cannot be read has been told of when it is read again.
+    const again = await sourceOf(sources, target, options, () => {});
+    const done = await convertForward(opened.plan, [source, again], streams, target, options);
+    return { ...done, unreadable, probedRaw: probedRaw(images) };
+  }
   try {
-    requireBitmapTarget(open.image, options);
-    const copy = newCopy(source, open, options);
+    requireBitmapTarget(opened.image, options);
+    const room = opened.image.virtualSize === UNKNOWN_SIZE ? undefined : roomIn(opened, source, target);
+    const copy = newCopy(source, images, opened, room, options);
     await copy.run();
-    await copyBitmaps(bitmaps, images[0] as Image, open.image, options);
-    await open.commit();
-    const probed = target.existing === true ? [...images, open.image] : images;
-    const probedRaw = probed.filter((image) => image.probedRaw).map((image) => image.name);
-    return { virtualSize: open.image.virtualSize, ...copy.counts, unreadable, probedRaw };
+    await room?.(source.size);
+    await copyBitmaps(bitmaps, images[0] as Image, opened.image, options);
+    for (const stream of streams) await stream.finish();
+    await opened.commit();
+    const virtualSize = opened.image.virtualSize === UNKNOWN_SIZE ? source.size : opened.image.virtualSize;
+    const all = target.existing === true ? [...images, opened.image] : images;
+    return { virtualSize, ...copy.counts, unreadable, probedRaw: probedRaw(all) };
   } catch (error) {
-    throw await open.discard(error);
+    throw await opened.discard(error);
   }
 }
 
+/** The disk that is copied. Its size is infinite where it ends with its stream. */
+async function sourceOf(
+  { windows, streams }: Sources,
+  target: ConvertTarget,
+  options: ConvertOptions,
+  onLoss: SalvageOptions['onLoss'],
+): Promise<CopySource> {
+  const [stream] = streams;
+  if (stream?.dataStart !== undefined && windows.length === 1) return stream.openDisk(stream.dataStart);
+  const parts = await partsOf(windows, target, options);
+  const inOrder = streams.some((one) => one.inOrder);
+  return new SourceDisk(parts, options.salvage === true ? { onLoss } : undefined, inOrder);
+}
+
+/** Opens the target, or says that it is to be written in two passes. */
 async function openTarget(
   target: ConvertTarget,
   size: number,
   inputs: ReadonlySet<string>,
   options: ConvertOptions,
-): Promise<OpenTarget> {
-  if (target.existing === true) return openExisting(target, size, inputs, options);
-  const plan = await planTarget(target, size, inputs, options);
+): Promise<OpenTarget | { readonly plan: CreatePlan }> {
+  const known = Number.isFinite(size);
+  if (target.existing === true) return openExisting(target, known ? size : 0, inputs, options);
+  const { stream } = target;
+  const first = await planTarget(target, known ? size : 0, inputs, options);
+  const straight = stream !== undefined && first.forward === 'data-follows';
+  const plan = known ? first : await planTarget(target, straight ? UNKNOWN_SIZE : FIRST_SIZE, inputs, options);
   options.onPlan?.(plan);
-  return createTarget(plan, options);
+  if (stream === undefined) return createTarget(plan, options);
+  if (goesInTwoPasses(plan, size, options)) return { plan };
+  const sink = sinkOf(target);
+  return createTarget(plan, options, straight ? new PipePlace(sink) : await SpooledPlace.open(sink, options));
 }
 
 /** With a backing file, what a source has from the same file (or, where it has other files, from below its own layer) is kept. */
@@ -295,10 +370,16 @@ async function keptFrom(image: Image, base: string | undefined): Promise<number>
   return chain.length > 1 ? 1 : Number.POSITIVE_INFINITY;
 }
 
-function newCopy(source: SourceDisk, target: OpenTarget, options: ConvertOptions): DiskCopy {
+function newCopy(
+  source: CopySource,
+  images: readonly Image[],
+  target: OpenTarget,
+  makeRoom: ((end: number) => Pending) | undefined,
+  options: ConvertOptions,
+): DiskCopy {
   const { compressed, sparseSize, parallel, outOfOrder, cache, rateLimit, codecs, signal, onProgress } = options;
-  const decodes = source.parts.some((part) => part.image.node.format?.decode !== undefined);
-  const layers = [target.image.node, ...source.parts.flatMap((part) => backingChain(part.image.node))];
+  const decodes = images.some((image) => image.node.format?.decode !== undefined);
+  const layers = [target.image.node, ...images.flatMap((image) => backingChain(image.node))];
   const encrypts = layers.some(({ format }) => format?.transform !== undefined);
   return new DiskCopy(source, {
     target: target.image.node,
@@ -312,6 +393,7 @@ function newCopy(source: SourceDisk, target: OpenTarget, options: ConvertOptions
     outOfOrder: outOfOrder === true,
     writeThrough: !isUnsafe(options) && (cache === 'writethrough' || cache === 'directsync'),
     rateLimit,
+    makeRoom,
     sharedBuffers: (codecs?.workers ?? 0) > 0 && (compressed === true || decodes || encrypts),
     ...(signal === undefined ? {} : { signal }),
     ...(onProgress === undefined ? {} : { onProgress }),

@@ -181,6 +181,13 @@ const WITHOUT: readonly string[] = [
   'luks.rounds',
   'luks.size',
   'luks.truncated',
+  // standard input and output as images are not QEMU's
+  'convert.no-temporary',
+  'stream.far',
+  'stream.forgotten',
+  'stream.length',
+  'stream.long',
+  'stream.short',
 ];
 
 /** Formats that QEMU does not have (any more): it has no sentences for them either. */

@@ -78,7 +78,7 @@ const PLATFORM_USERS = new Set(['codec', 'crypto', 'storage', 'nbd']);
 
 /** Files of `storage/` that are of Node by nature: they may import `node:*` and the Node half of the cellar, and what is isomorphic may not
  *  import them. */
-const NODE_STORAGE = new Set(['file', 'file-store', 'fd-io', 'block-device', 'file-locks', 'tcp']);
+const NODE_STORAGE = new Set(['file', 'file-store', 'fd-io', 'block-device', 'file-locks', 'tcp', 'temporary']);
 
 /** Packages that the library may load, and who may. */
 const PACKAGES: Readonly<Record<string, readonly string[]>> = {
@@ -107,6 +107,7 @@ const AMBIENT_ALLOWED: Readonly<Record<string, { readonly names: readonly string
     why: 'long work gives the event loop its turn, and has to know when; the one place that waits',
   },
   'tools/rate-limit.ts': { names: ['performance'], why: 'a rate is bytes over time' },
+  'storage/temporary.ts': { names: ['process'], why: 'what is temporary ends with the process' },
   'storage/file.ts': { names: ['process'], why: 'what a file name means differs between systems' },
 };
 

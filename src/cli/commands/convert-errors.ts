@@ -16,6 +16,10 @@ import { describeCreation, tooLarge } from './create.ts';
 /** Bytes. */
 const SECTOR = 512;
 
+function isBrokenPipe({ details, cause }: BlockError): boolean {
+  return details['errno'] === 'EPIPE' || (isBlockError(cause) && isBrokenPipe(cause));
+}
+
 /** Words for what goes wrong in one conversion. */
 export class ConvertErrors {
   readonly #cli: Cli;
@@ -43,6 +47,11 @@ export class ConvertErrors {
     if (error.code === 'ABORTED') return this.#interrupted(target, error.details['incomplete'] === true, error);
     if (error.code === 'INTERNAL') return error;
     const { offset } = error.details;
+    if (target.stream !== undefined && isBrokenPipe(error)) {
+      return new Failure(`${target.name}: the program that reads it has ended before the image did (broken pipe)`, {
+        cause: error,
+      });
+    }
     const jobError = (text: string): Failure => new Failure(qemu ? text : error.message, { cause: error });
     switch (error.reason) {
       case 'convert.read':
@@ -77,6 +86,12 @@ export class ConvertErrors {
   async #interrupted(target: ConvertTarget, incomplete: boolean, error: unknown): Promise<unknown> {
     const { reason } = this.#cli.signal;
     if (!(reason instanceof Interruption)) return error;
+    if (target.stream !== undefined) {
+      return new Failure(`interrupted: what went to ${target.name} is incomplete`, {
+        status: reason.status,
+        cause: error,
+      });
+    }
     const file = fileNameIn(target.name);
     const protocol = file === undefined ? undefined : protocolOf(file, this.#drivers.protocols);
     const there = file === undefined || (await protocol?.status?.(file)) !== undefined;

@@ -20,6 +20,7 @@ export interface Numbers {
   sparseSize?: number;
   parallel?: number;
   rateLimit?: number;
+  inputSize?: number;
 }
 
 /** Reads the value of one option, if it is one of those.
@@ -57,6 +58,9 @@ export function readNumber(cli: Cli, { spec: { key }, value }: Given, into: Numb
       into.parallel = Number(count);
       return;
     }
+    case 'input-size':
+      into.inputSize = safeSizeArgument('input size', text, cli);
+      return;
     case 'rate-limit':
       into.rateLimit = safeSizeArgument('rate limit', text, cli);
       return;

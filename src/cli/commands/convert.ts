@@ -2,19 +2,38 @@
 import { isBlockError } from '../../base/errors.ts';
 import type { FormatDriver, SnapshotSelector } from '../../core/format.ts';
 import { fileNameIn } from '../../image/graph.ts';
-import type { Image } from '../../image/image.ts';
-import type { ImageDrivers } from '../../image/open.ts';
+import { Image } from '../../image/image.ts';
+import { type ImageDrivers, openImage } from '../../image/open.ts';
+import type { ForwardTarget } from '../../storage/forward-sink.ts';
 import { type ConvertOptions, type ConvertTarget, convertImage } from '../../tools/convert.ts';
 import { bitmapsToCopy } from '../../tools/convert-bitmaps.ts';
+import type { ConvertStream } from '../../tools/convert-stream.ts';
 import type { Cli } from '../console.ts';
 import { type CreateValue, createOptionsOf, driverOptions, readCreateOptions } from '../create-options.ts';
 import { loadDrivers } from '../drivers.ts';
 import { Failure } from '../failure.ts';
 import { parseImageSource } from '../image-source.ts';
-import { cacheMode, openOptionsOf, openSource, reportEvent, requireSourceCache, warnProbed } from '../open.ts';
+import {
+  cacheMode,
+  openFailure,
+  openOptionsOf,
+  openSource,
+  reportEvent,
+  requireSourceCache,
+  warnProbed,
+} from '../open.ts';
 import { asksForHelp, parseOptionList } from '../option-list.ts';
 import { ProgressDisplay, progressForm } from '../progress.ts';
 import { throwSnapshotFailure } from '../snapshot-param.ts';
+import {
+  INPUT_NAME,
+  isStandardStream,
+  OUTPUT_NAME,
+  standardInput,
+  standardOutput,
+  tellSpool,
+  temporaryIn,
+} from '../standard-streams.ts';
 import type { Command } from '../verbs/index.ts';
 import { openChoices, ownUsage, referencePolicy, type Scanned, scan } from './common.ts';
 import { progressAsked } from './compare.ts';
@@ -41,10 +60,16 @@ export const runConvert: Command = async (cli, args, spec) => {
   }
   if (target === undefined) throw ownUsage(cli, 'Must specify image file name');
   requireSourceCache(given.value('source-cache'));
-  const display = new ProgressDisplay(cli, progressForm(cli, progressAsked(given), given.has('quiet')), STEP);
+  const toOutput = isStandardStream(cli, target) && !given.has('target-image-opts');
+  if (toOutput && given.has('no-create')) {
+    throw new Failure("-n writes into an image that is there already; standard output ('-') holds none");
+  }
+  const form = progressForm(cli, progressAsked(given), given.has('quiet'));
+  const output = toOutput ? standardOutput() : undefined;
+  const display = new ProgressDisplay(cli, form, STEP, toOutput ? cli.err : cli.out);
   let outcome: 'done' | 'failed' = 'failed';
   try {
-    await new Conversion(cli, drivers, given, numbers, display).run(sources, target, format);
+    await new Conversion(cli, drivers, given, numbers, display, output).run(sources, target, format);
     display.complete();
     outcome = 'done';
     return 0;
@@ -54,6 +79,9 @@ export const runConvert: Command = async (cli, args, spec) => {
   }
 };
 
+/** What is converted: an open image, or what comes through a pipe. */
+type Source = Image | ConvertStream;
+
 class Conversion {
   readonly #cli: Cli;
   readonly #drivers: ImageDrivers;
@@ -61,8 +89,18 @@ class Conversion {
   readonly #numbers: Numbers;
   readonly #display: ProgressDisplay;
   readonly #errors: ConvertErrors;
+  /** Standard output, where it is the target. */
+  readonly #output: ForwardTarget | undefined;
 
-  constructor(cli: Cli, drivers: ImageDrivers, given: Scanned, numbers: Numbers, display: ProgressDisplay) {
+  constructor(
+    cli: Cli,
+    drivers: ImageDrivers,
+    given: Scanned,
+    numbers: Numbers,
+    display: ProgressDisplay,
+    output: ForwardTarget | undefined,
+  ) {
+    this.#output = output;
     this.#cli = cli;
     this.#drivers = drivers;
     this.#given = given;
@@ -72,7 +110,8 @@ class Conversion {
   }
 
   async run(sources: readonly string[], target: string, format: string | undefined): Promise<void> {
-    const images: Image[] = [];
+    const images: Source[] = [];
+    this.#requireOneInput(sources);
     try {
       // Of several sources qemu-img opens each before it refuses.
       const snapshot = sources.length === 1 ? this.#numbers.snapshot : undefined;
@@ -83,11 +122,50 @@ class Conversion {
       if (this.#given.has('no-create')) await this.#intoExisting(images, target, format);
       else await this.#intoNew(images, target, format ?? 'raw');
     } finally {
-      for (const image of images) await image.close();
+      for (const image of images) if (image instanceof Image) await image.close();
     }
   }
 
-  async #open(operand: string, snapshot: SnapshotSelector | undefined): Promise<Image> {
+  #isInput(operand: string): boolean {
+    return isStandardStream(this.#cli, operand) && !this.#given.has('image-opts');
+  }
+
+  #requireOneInput(sources: readonly string[]): void {
+    const count = sources.filter((operand) => this.#isInput(operand)).length;
+    if (count > 1) throw new Failure("standard input ('-') can be one of the sources, not two");
+    if (count === 0 && this.#numbers.inputSize !== undefined) {
+      throw new Failure("--input-size is for standard input: give '-' as a source");
+    }
+  }
+
+  /** @returns an image where standard input is a file, else what will be opened as it comes. */
+  async #openInput(snapshot: SnapshotSelector | undefined): Promise<Source> {
+    const source = parseImageSource(INPUT_NAME, { imageOpts: false, format: this.#given.value('format') });
+    const choices = { ...openChoices(this.#given), snapshot };
+    const input = standardInput(this.#cli, this.#given.has('force-share'));
+    const opening = { ...openOptionsOf(this.#cli, this.#drivers, source, choices), name: INPUT_NAME };
+    if ('stream' in input) return { ...opening, stream: input.stream, size: this.#numbers.inputSize };
+    if (this.#numbers.inputSize !== undefined && this.#numbers.inputSize !== input.file.size) {
+      throw new Failure(
+        `--input-size ${this.#numbers.inputSize}: standard input is a file of ${input.file.size} bytes`,
+      );
+    }
+    try {
+      const image = await openImage(input.file, opening);
+      if (image.probedRaw) warnProbed(this.#cli, INPUT_NAME, image.format, { quiet: this.#given.has('quiet') });
+      return image;
+    } catch (error) {
+      throw openFailure(this.#cli, INPUT_NAME, error);
+    }
+  }
+
+  async #open(operand: string, snapshot: SnapshotSelector | undefined): Promise<Source> {
+    if (this.#isInput(operand)) {
+      if (this.#given.has('salvage')) {
+        throw new Failure('--salvage is for files: what a pipe cannot give cannot be read again');
+      }
+      return await this.#openInput(snapshot);
+    }
     const source = parseImageSource(operand, {
       imageOpts: this.#given.has('image-opts'),
       format: this.#given.value('format'),
@@ -103,7 +181,9 @@ class Conversion {
     }
   }
 
-  async #intoNew(images: readonly Image[], name: string, format: string): Promise<void> {
+  async #intoNew(images: readonly Source[], operand: string, format: string): Promise<void> {
+    const output = this.#output;
+    const name = output === undefined ? operand : OUTPUT_NAME;
     const driver = creatable(this.#drivers, format, name);
     const values = this.#readOptions(driver);
     const backing = values.get('backing_file')?.text;
@@ -129,6 +209,7 @@ class Conversion {
     if (name === '') throw this.#errors.framed(name, format, "Could not create '': No such file or directory");
     const target: ConvertTarget = {
       name,
+      ...(output === undefined ? {} : { stream: output }),
       format,
       options: driverOptions(driver, values),
       ...(backing === undefined ? {} : { backing: { name: backing, format: backingFormat } }),
@@ -164,14 +245,16 @@ class Conversion {
 
   /** Before the target is created. What it takes to copy them is looked at again by the conversion. */
   async #requireBitmaps(
-    images: readonly Image[],
+    images: readonly Source[],
     driver: FormatDriver,
     values: ReadonlyMap<string, CreateValue>,
   ): Promise<void> {
     if (!this.#given.has('bitmaps')) return;
-    const windows = images.map((image) => ({ image, offset: 0, length: image.virtualSize }));
+    const opened = images.filter((image) => image instanceof Image);
+    const windows = opened.map((image) => ({ image, offset: 0, length: image.virtualSize }));
     try {
-      await bitmapsToCopy(windows, { ...this.#drivers, ...this.#bitmapChoice });
+      // Of a stream the conversion itself finds out.
+      if (opened.length === images.length) await bitmapsToCopy(windows, { ...this.#drivers, ...this.#bitmapChoice });
     } catch (error) {
       if (!isBlockError(error) || error.reason?.startsWith('convert.') !== true) throw error;
       throw this.#errors.told(error);
@@ -194,7 +277,7 @@ class Conversion {
     if (name !== undefined && cacheMode(name) === undefined) throw new Failure(`Invalid cache option: ${name}`);
   }
 
-  async #intoExisting(images: readonly Image[], operand: string, format: string | undefined): Promise<void> {
+  async #intoExisting(images: readonly Source[], operand: string, format: string | undefined): Promise<void> {
     const source = parseImageSource(operand, { imageOpts: this.#given.has('target-image-opts'), format });
     const driver = this.#drivers.formats.find((candidate) => candidate.name === source.format);
     if (this.#given.has('compress') && driver?.capabilities.compress === false) {
@@ -217,7 +300,7 @@ class Conversion {
   }
 
   async #convert(
-    images: readonly Image[],
+    images: readonly Source[],
     target: ConvertTarget,
     how: Partial<ConvertOptions> & { readonly failure: (error: unknown) => unknown },
   ): Promise<void> {
@@ -239,11 +322,19 @@ class Conversion {
         onBitmapSkipped: (name) => cli.warn(`Skipping inconsistent bitmap '${name}'`),
         cache: mode === undefined ? undefined : cacheMode(mode),
         signal: cli.signal,
+        temporary: temporaryIn(this.#given.value('temporary-directory')),
+        onSpool: (event) => tellSpool(cli, event),
         onEvent: (event) => reportEvent(cli, event, this.#given.has('quiet')),
         onProgress: this.#display.update,
         onSalvage: (offset, length, error) => this.#errors.salvaged(offset, length, error),
         ...more,
       });
+      if (
+        result.probedRaw.includes(INPUT_NAME) &&
+        !images.some((image) => image instanceof Image && image.name === INPUT_NAME)
+      ) {
+        warnProbed(cli, INPUT_NAME, 'raw', { quiet: this.#given.has('quiet') });
+      }
       const file = fileNameIn(target.name) ?? target.name;
       if (target.existing === true && result.probedRaw.includes(file)) {
         warnProbed(cli, file, 'raw', { readOnly: false, quiet: this.#given.has('quiet') });

@@ -22,6 +22,8 @@ export const convert: VerbSpec = {
     'Copies what the guest would read from FILE into a new image. Several sources are laid end to end. Zeros become holes.',
     'A new target is written under another name beside it and renamed at the end, so that TARGET is either whole or what it was. ' +
       'With -n, and for devices and pipes, it is written in place.',
+    "'-' as FILE is standard input, '-' as TARGET is standard output; './-' is a file of that name. What cannot be streamed goes through a temporary " +
+      'file, which is announced and removed afterwards.',
   ],
   options: [
     HELP,
@@ -153,6 +155,23 @@ export const convert: VerbSpec = {
       help: 'with --bitmaps: leave inconsistent bitmaps out, with a warning; without it they are a reason to refuse',
       support: 'acts',
     },
+    {
+      key: 'input-size',
+      long: 'input-size',
+      value: 'SIZE',
+      help: "bytes that standard input ('-') will give; more or fewer are an error",
+      support: 'acts',
+      only: 'cowdisk',
+    },
+    {
+      key: 'temporary-directory',
+      long: 'temporary-directory',
+      value: 'DIR',
+      names: 'file',
+      help: "where what cannot be streamed is kept meanwhile; the system's directory for temporary files when not given",
+      support: 'acts',
+      only: 'cowdisk',
+    },
     PROGRESS,
     OWN_PROGRESS,
     QUIET,
@@ -176,6 +195,8 @@ export const convert: VerbSpec = {
   examples: [
     ['cowdisk convert -O qcow2 disk.raw disk.qcow2', 'raw to qcow2'],
     ['cowdisk convert -c -O qcow2 disk.qcow2 small.qcow2', 'a compressed copy'],
+    ['ssh host cat disk.raw | cowdisk convert -f raw -O qcow2 - disk.qcow2', 'from a pipe'],
+    ["cowdisk convert -O qcow2 disk.raw - | ssh host 'cat > disk.qcow2'", 'into a pipe'],
     ['cowdisk convert -O qcow2 -B base.qcow2 -F qcow2 disk.qcow2 overlay.qcow2', 'only what differs from the base'],
   ],
   completes: 'file',

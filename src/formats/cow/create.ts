@@ -5,8 +5,9 @@ import { BlockError } from '../../base/errors.ts';
 import type { OptionsOf } from '../../base/options.ts';
 import { alignUp } from '../../bytes/align.ts';
 import type { CreateContext, ReferenceStatus } from '../../core/format.ts';
+import type { ForwardContext } from '../../core/forward.ts';
 import { encodeCowHeader } from './header.ts';
-import { type CowLayout, geometryOf, layoutOf } from './layouts.ts';
+import { type CowGeometry, type CowLayout, geometryOf, layoutOf } from './layouts.ts';
 import type { createOptions } from './options.ts';
 import { recordFor } from './record.ts';
 
@@ -17,9 +18,30 @@ const SECTOR = 512;
 /** Bytes: the page size of the machines that made them. */
 const ALIGNMENT = 4096;
 
-/** @throws {@link BlockError} OPTION, reasons `cow.backing-…`, `cow.tail-create`, `cow.name-long`; TOO_LARGE, `cow.size`. */
+/** What a new file will be. Bytes. */
+export interface CowPlan {
+  readonly layout: CowLayout;
+  /** Of the disk. */
+  readonly size: number;
+  readonly geometry: CowGeometry;
+  readonly header: Uint8Array;
+  readonly fileSize: number;
+}
+
+/** @throws {@link BlockError} as `planCow`. */
 export async function createCow(context: CreateContext, virtualSize: number, options: CreateOptions): Promise<void> {
-  const { file, name } = context;
+  const { file } = context;
+  const { header, fileSize } = await planCow(context, virtualSize, options);
+  await file.truncate(fileSize, context.signal === undefined ? {} : { signal: context.signal });
+  if (header.length > SECTOR) await file.write(SECTOR, header.subarray(SECTOR));
+  await file.flush();
+  await file.write(0, header.subarray(0, SECTOR));
+  await file.flush();
+}
+
+/** @throws {@link BlockError} OPTION, reasons `cow.backing-…`, `cow.tail-create`, `cow.name-long`; TOO_LARGE, `cow.size`. */
+export async function planCow(context: ForwardContext, virtualSize: number, options: CreateOptions): Promise<CowPlan> {
+  const { name } = context;
   const { backingFile, backingFormat } = options;
   const layout = chosenLayout(options);
   const backing = backingFile === undefined ? undefined : { name: backingFile, format: backingFormat };
@@ -51,11 +73,7 @@ export async function createCow(context: CreateContext, virtualSize: number, opt
     sectorSize: SECTOR,
     alignment: ALIGNMENT,
   });
-  await file.truncate(fileSize, context.signal === undefined ? {} : { signal: context.signal });
-  if (header.length > SECTOR) await file.write(SECTOR, header.subarray(SECTOR));
-  await file.flush();
-  await file.write(0, header.subarray(0, SECTOR));
-  await file.flush();
+  return { layout, size, geometry, header, fileSize };
 }
 
 export function chosenLayout({ layout, backingFile }: Pick<CreateOptions, 'layout' | 'backingFile'>): CowLayout {

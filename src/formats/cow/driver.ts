@@ -5,6 +5,7 @@ import { BlockError, hex, isBlockError } from '../../base/errors.ts';
 import type { OptionsOf } from '../../base/options.ts';
 import { lowBits } from '../../bytes/bits.ts';
 import { defineFormat, type OpenContext, type ReferenceStatus, wantedBacking } from '../../core/format.ts';
+import { requireKnownSize } from '../../core/store.ts';
 import { cowAuditor } from './audit.ts';
 import { backingFacts, mismatchError, mismatches } from './backing-facts.ts';
 import { createCow } from './create.ts';
@@ -13,6 +14,7 @@ import { layoutOf } from './layouts.ts';
 import { measureCow } from './measure.ts';
 import { CowNode } from './node.ts';
 import { createOptions, openOptions } from './options.ts';
+import { planCowForward } from './write-forward.ts';
 
 /** Longest header, and what lies around it. */
 const HEAD_BYTES = 8192;
@@ -40,6 +42,7 @@ async function open(context: OpenContext, options: OpenOptions): Promise<CowNode
 
 async function detect(context: OpenContext, options: OpenOptions): Promise<CowDetection> {
   const { file, name, signal } = context;
+  requireKnownSize(file);
   const head = new Uint8Array(Math.min(HEAD_BYTES, file.size));
   await file.read(0, head);
   const input: DetectInput = {
@@ -164,4 +167,5 @@ export const cow = defineFormat({
   create: createCow,
   measure: measureCow,
   auditor: cowAuditor,
+  forward: { kind: 'tables', accepts: () => true, plan: planCowForward },
 });

@@ -57,6 +57,7 @@ export const luks = defineFormat({
     check: false,
     zeroInit: false,
     fileUse: 'header',
+    resize: true,
   },
   openOptions,
   fileChildren: { header: 'header' },
@@ -67,4 +68,5 @@ export const luks = defineFormat({
   create: createLuksImage,
   measure: measureLuks,
   auditor: luksAuditor,
+  forward: { kind: 'data-follows' },
 });

@@ -30,6 +30,9 @@ const MAX_BACKING_NAME_BYTES = 1023;
 const MAX_BACKING_FORMAT_BYTES = 15;
 const WRITE_CHUNK = MiB;
 
+/** Where tables are written to. */
+export type TableContext = Pick<CreateContext, 'file' | 'signal'>;
+
 type Settings = Pick<Qcow2CreateOptions, 'compat' | 'clusterSize' | 'extendedL2' | 'refcountBits'>;
 
 /** Geometry for the options that decide it. Used by `create` and `measure`.
@@ -71,7 +74,7 @@ export function geometryFromOptions(options: Settings, name: string): Geometry {
 /** Contradictions between options.
  *  @throws {@link BlockError} OPTION, reasons `qcow2.preallocation-backing`, `qcow2.format-without-backing`, `qcow2.lazy-refcounts-version`,
  *  `qcow2.data-file-raw-alone`, `qcow2.data-file-raw-backing`, `qcow2.data-file-version`, `qcow2.compression-type-version`. */
-function checkCombination(options: Qcow2CreateOptions, name: string): void {
+export function checkCombination(options: Qcow2CreateOptions, name: string): void {
   const v2 = options.compat === 'v2';
   const { backingFile, dataFile } = options;
   if (backingFile !== undefined && options.preallocation !== 'off' && !options.extendedL2) {
@@ -164,7 +167,7 @@ function checkPreallocated(encryption: NewEncryption | undefined, options: Qcow2
   throw refusal(name, 'encrypt-preallocation', what, { preallocation: options.preallocation }, 'UNSUPPORTED');
 }
 
-function checkSizeOption(given: number | undefined, size: number, name: string): void {
+export function checkSizeOption(given: number | undefined, size: number, name: string): void {
   if (given === undefined || alignUp(given, SECTOR) === size) return;
   throw refusal(name, 'size-twice', `option size is ${given}, but the image is to have ${size} bytes`, {
     value: given,
@@ -172,7 +175,7 @@ function checkSizeOption(given: number | undefined, size: number, name: string):
   });
 }
 
-function checkLimits(layout: Layout, geometry: Geometry, size: number, name: string): void {
+export function checkLimits(layout: Layout, geometry: Geometry, size: number, name: string): void {
   const fits =
     layout.l1Entries * TABLE_ENTRY_BYTES <= MAX_L1_BYTES &&
     layout.refcountTableClusters * geometry.clusterSize <= MAX_REFCOUNT_TABLE_BYTES &&
@@ -187,7 +190,7 @@ function checkLimits(layout: Layout, geometry: Geometry, size: number, name: str
   );
 }
 
-function newHeader(
+export function newHeader(
   geometry: Geometry,
   layout: Layout,
   size: number,
@@ -227,7 +230,7 @@ function newHeader(
 }
 
 /** The first cluster, with the names checked: an image that could not be opened again must not be made. */
-function encodeNewHeader(header: Qcow2Header, name: string): Uint8Array {
+export function encodeNewHeader(header: Qcow2Header, name: string): Uint8Array {
   const { backingFile, backingFormat } = header;
   const details = { backingFile, backingFormat };
   if (backingFile !== undefined && new TextEncoder().encode(backingFile).length > MAX_BACKING_NAME_BYTES) {
@@ -290,7 +293,7 @@ async function reserve(
   }
 }
 
-async function writeRefcounts(context: CreateContext, geometry: Geometry, layout: Layout): Promise<void> {
+export async function writeRefcounts(context: TableContext, geometry: Geometry, layout: Layout): Promise<void> {
   const { clusterSize, refcountBlockEntries, refcountOrder } = geometry;
   const table = new Uint8Array(layout.refcountTableClusters * clusterSize);
   const view = new DataView(table.buffer);
@@ -335,8 +338,8 @@ async function writeL2(
 }
 
 /** Writes `count` one-cluster tables from `offset` on, many in one request. */
-async function writeTables(
-  context: CreateContext,
+export async function writeTables(
+  context: TableContext,
   offset: number,
   count: number,
   clusterSize: number,

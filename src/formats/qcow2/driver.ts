@@ -30,6 +30,7 @@ import { recoverQcow2 } from './recover.ts';
 import { recoverOptions } from './recover-header.ts';
 import { requireDiskSize, requireSnapshot, requireSnapshotL1 } from './snapshot-entries.ts';
 import { readSnapshotTable, type SnapshotTable } from './snapshot-table.ts';
+import { canWriteForward, planForward } from './write-forward.ts';
 
 /** Shorter files are no qcow2 images for probing, whatever they begin with. */
 const PROBE_BYTES = 112;
@@ -47,6 +48,7 @@ export const qcow2 = defineFormat({
     zeroInit: true,
     snapshots: true,
     bitmaps: true,
+    resize: true,
   },
   openOptions,
   fileChildren: { 'data-file': 'data' },
@@ -65,6 +67,7 @@ export const qcow2 = defineFormat({
   create: createQcow2,
   measure: measureQcow2,
   auditor: qcow2Auditor,
+  forward: { kind: 'tables', accepts: canWriteForward, plan: planForward },
 });
 
 async function openQcow2(context: OpenContext, options: Qcow2OpenOptions): Promise<Qcow2Node> {

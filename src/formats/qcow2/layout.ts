@@ -34,11 +34,20 @@ export type Mapped = 'nothing' | 'metadata' | 'metadata-and-data';
 
 /** @param cryptoBytes of a LUKS header; 0 for none */
 export function planLayout(geometry: Geometry, virtualSize: number, mapped: Mapped, cryptoBytes = 0): Layout {
+  const l2Tables = mapped === 'nothing' ? 0 : l1EntriesFor(geometry, virtualSize);
+  const dataClusters = mapped === 'metadata-and-data' ? clustersFor(geometry, virtualSize) : 0;
+  return planRegions(geometry, virtualSize, { l2Tables, dataClusters, cryptoBytes });
+}
+
+/** The same with any number of L2 tables and data clusters. */
+export function planRegions(
+  geometry: Geometry,
+  virtualSize: number,
+  { l2Tables, dataClusters, cryptoBytes = 0 }: { l2Tables: number; dataClusters: number; cryptoBytes?: number },
+): Layout {
   const { clusterSize } = geometry;
   const l1Entries = l1EntriesFor(geometry, virtualSize);
   const l1Clusters = l1TableSpace(geometry, l1Entries) / clusterSize;
-  const l2Tables = mapped === 'nothing' ? 0 : l1Entries;
-  const dataClusters = mapped === 'metadata-and-data' ? clustersFor(geometry, virtualSize) : 0;
   const cryptoClusters = divCeil(cryptoBytes, clusterSize);
   const counted = 1 + l1Clusters + l2Tables + dataClusters + cryptoClusters;
   const { blocks, tableClusters } = refcountSpace(geometry, counted);

@@ -94,6 +94,7 @@ export const raw = defineFormat({
     check: false,
     zeroInit: true,
     fileUse: 'passes',
+    resize: true,
   },
   openOptions,
   createOptions,
@@ -103,4 +104,5 @@ export const raw = defineFormat({
   create,
   measure,
   auditor: rawAuditor,
+  forward: { kind: 'data-follows' },
 });
