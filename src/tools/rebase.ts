@@ -55,6 +55,8 @@ export async function rebaseImage(name: string, options: RebaseOptions): Promise
   const { recordOnly } = options;
   const image = await openImage(name, {
     ...opening(options),
+    // of the new backing file alone: the image is written
+    forceShare: false,
     lookAt: lookingAt(options),
     readOnly: false,
     discard: options.discard ?? 'unmap',

@@ -125,6 +125,10 @@ const CASES: readonly { readonly held: string; readonly lines: readonly string[]
     held: '-r -f raw plain.raw',
     lines: [...ANY_IMAGE('plain.raw'), 'resize -f raw plain.raw +1M', 'commit onraw.qcow2', 'map onraw.qcow2'],
   },
+  {
+    held: 'other.qcow2',
+    lines: ['rebase -b other.qcow2 -F qcow2 over.qcow2', 'rebase -U -b other.qcow2 -F qcow2 over.qcow2'],
+  },
   { held: 'onraw.qcow2', lines: ['resize -f raw plain.raw +1M', 'info plain.raw', 'bench -w -c 1 -f raw plain.raw'] },
   {
     held: 'split.qcow2',
