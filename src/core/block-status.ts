@@ -182,10 +182,12 @@ function addRecursing(
     for (let i = 0; i < below.count; i++) {
       const zero = Math.floor(below.flagsAt(i) / EXTENT.zero) % 2 === 1;
       const flags = format.recurse === 'zero' ? PRESENT_DATA + (zero ? EXTENT.zero : 0) : below.flagsAt(i);
-      const isThrough = format.recurse === 'through';
-      const added = isThrough
-        ? cursor.into.add(below.lengthAt(i), flags, below.hostOffsetAt(i), below.nodeAt(i), below.depthAt(i))
-        : cursor.into.add(below.lengthAt(i), flags, below.startAt(i), node);
+      // What stands there may have it from further below, or may know no place.
+      const depth = format.recurse === 'through' ? below.depthAt(i) : 0;
+      const added =
+        format.recurse === 'zero'
+          ? cursor.into.add(below.lengthAt(i), flags, below.startAt(i), node)
+          : cursor.into.add(below.lengthAt(i), flags, below.hostOffsetAt(i), below.nodeAt(i), depth);
       if (!added) return 'full';
       cursor.at += below.lengthAt(i);
     }

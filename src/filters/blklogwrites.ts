@@ -126,6 +126,7 @@ export const blklogwrites = defineFilter({
     logSuperUpdateInterval: int({
       cli: 'log-super-update-interval',
       default: 4096,
+      content: false,
       help: 'entries between two updates of the superblock',
     }),
   }),

@@ -169,8 +169,18 @@ export const preallocate = defineFilter({
   summary: 'gives a growing file more space than it needs at once',
   children: [{ name: 'file', role: 'file', probed: 'never' }],
   openOptions: defineOptions({
-    preallocAlign: size({ cli: 'prealloc-align', default: MiB, help: 'the file ends at a multiple of it' }),
-    preallocSize: size({ cli: 'prealloc-size', default: 128 * MiB, help: 'bytes preallocated behind a write' }),
+    preallocAlign: size({
+      cli: 'prealloc-align',
+      default: MiB,
+      content: false,
+      help: 'the file ends at a multiple of it',
+    }),
+    preallocSize: size({
+      cli: 'prealloc-size',
+      default: 128 * MiB,
+      content: false,
+      help: 'bytes preallocated behind a write',
+    }),
   }),
   listOptions: {},
   async open(context, options) {

@@ -252,7 +252,8 @@ export class GraphNodes {
     const options = resolveAll(filter.openOptions, plainOptions, filter.name, filter.parseName !== undefined);
     const titles = children.map(({ place, opened }) => [place, opened.title] as const);
     const plainOf = (place: string): string | undefined => titles.find(([name]) => name === place)?.[1].plain;
-    const title = filterTitle(filter.name, filter.shortName?.(textual(own), plainOf), own, titles);
+    const told = [...own].filter(([name]) => !changesNothing(filter.openOptions, name));
+    const title = filterTitle(filter.name, filter.shortName?.(textual(own), plainOf), new Map(told), titles);
     const context: FilterContext = {
       name: shownName(title),
       readOnly: below.readOnly,
@@ -398,6 +399,11 @@ function unknownOption(driver: string, option: string, isProtocol: boolean): Blo
     reason: 'graph.option',
     details: { name: option, format: driver, protocol: isProtocol },
   });
+}
+
+/** Options of a filter that are said not to matter for what is read. */
+function changesNothing(schema: OptionSchema, name: string): boolean {
+  return Object.entries(schema).some(([key, def]) => cliName(key, def) === name && def.content === false);
 }
 
 function textual(options: ReadonlyMap<string, GraphValue>): Map<string, string> {

@@ -70,6 +70,9 @@ function layerBelow(info: ImageInfo, policy: ReferencePolicy): ImageSource | und
   return { label: resolved, name: resolved, format: opensAs };
 }
 
+/** Drivers that QEMU knows no such facts of. */
+const WITHOUT_FACTS: readonly string[] = ['null-co', 'null-aio', 'quorum'];
+
 function viewOf(info: ImageInfo): InfoView {
   return {
     filename: info.name,
@@ -79,7 +82,7 @@ function viewOf(info: ImageInfo): InfoView {
     encrypted: info.encrypted,
     clusterSize: info.clusterSize,
     // QEMU says `false` for every format that has facts at all.
-    dirty: info.dirty ?? false,
+    dirty: WITHOUT_FACTS.includes(info.format) ? undefined : (info.dirty ?? false),
     backingFilename: info.backing?.name,
     fullBackingFilename: info.backing?.resolved,
     backingFormat: info.backing?.format,

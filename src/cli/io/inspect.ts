@@ -63,7 +63,8 @@ async function ranges(
       throwIfAborted(session.cli.signal);
       list.reset(at);
       await node.layerExtents(at, offset + length - at, list);
-      for (const extent of list) each(extent.start, extent.length, extent.present);
+      // What a filter shows of its image's backing files is none of the image's own.
+      for (const { start, length: part, present, depth } of list) each(start, part, present && depth === 0);
     }
   } catch (error) {
     throw session.requestFailure('block status', error);
@@ -74,8 +75,14 @@ export function length(session: Session): void {
   session.cli.out.write(`${sizeText(session.image.virtualSize)}\n`);
 }
 
+/** Drivers that have no cluster size and the like, nor anything below to ask. */
+const WITHOUT_FACTS: readonly string[] = ['null-co', 'null-aio', 'quorum'];
+
 export async function info(session: Session): Promise<void> {
   const { image } = session;
+  // They know nothing of the kind, and QEMU takes that for a failure.
+  if (session.cli.personality.qemu && WITHOUT_FACTS.includes(image.format))
+    throw refuse(`format name: ${image.format}`);
   const { clusterSize = 0, specific } = await image.info();
   const lines = [
     `format name: ${image.format}`,

@@ -4,6 +4,7 @@
 import type { MaybePromise, Pending } from '../../base/async.ts';
 import { isBlockError } from '../../base/errors.ts';
 import { alignDown, alignUp } from '../../bytes/align.ts';
+import { isZero } from '../../bytes/zeros.ts';
 import type { Breakpoints } from '../../core/breakpoints.ts';
 import { ExtentList } from '../../core/extent.ts';
 import { RangeLock } from '../../core/range-lock.ts';
@@ -214,7 +215,8 @@ export class Session {
     for (let at = start; at < end; at += bytes.length) {
       const part = bytes.subarray(0, Math.min(bytes.length, end - at));
       await node.read(at, part);
-      await node.write(at, part);
+      if (isZero(part)) await node.writeZeroes(at, part.length);
+      else await node.write(at, part);
     }
   }
 }
