@@ -6,6 +6,7 @@ import { BENCH_CASES } from './transcript-cases-bench.ts';
 import { BITMAP_CASES, BITMAP_DAMAGE, BITMAP_FIXTURES } from './transcript-cases-bitmaps.ts';
 import { DD_CASES } from './transcript-cases-dd.ts';
 import { ENCRYPTION_CASES, SECRET_CASES } from './transcript-cases-encryption.ts';
+import { FILTER_CASES } from './transcript-cases-filters.ts';
 import { GRAPH_CASES } from './transcript-cases-graph.ts';
 
 /** Images that cases may name, and the commands of the real tools that make them, in order. `dir` is an empty directory. */
@@ -491,6 +492,7 @@ export const CASES: readonly (string | Case)[] = [
   ...SECRET_CASES,
   ...ENCRYPTION_CASES,
   ...DD_CASES,
+  ...FILTER_CASES,
   ...BENCH_CASES,
   ...BITMAP_CASES,
 

@@ -1,6 +1,7 @@
 /** The commands that look at an image: alloc, map, length, info, help. */
 import { throwIfAborted } from '../../base/job.ts';
 import { ExtentList } from '../../core/extent.ts';
+import { formatBelow } from '../../core/node.ts';
 import { specificLines } from '../render/human.ts';
 import { bytesArgument, SECTOR } from './numbers.ts';
 import { refuse } from './refusal.ts';
@@ -84,10 +85,15 @@ export async function info(session: Session): Promise<void> {
   if (session.cli.personality.qemu && WITHOUT_FACTS.includes(image.format))
     throw refuse(`format name: ${image.format}`);
   const { clusterSize = 0, specific } = await image.info();
+  const { format } = image.node;
+  // A filter has it where the image below has.
+  const file = format.children[0]?.node;
+  const below = format.recurse === 'through' && file !== undefined ? formatBelow(file) : format;
+  const stateOffset = below?.vmState?.offset ?? 0;
   const lines = [
     `format name: ${image.format}`,
     `cluster size: ${sizeText(clusterSize)}`,
-    `vm state offset: ${sizeText(image.node.format.vmState?.offset ?? 0)}`,
+    `vm state offset: ${sizeText(stateOffset)}`,
     ...(specific === undefined ? [] : specificLines(specific)),
   ];
   session.cli.out.write(`${lines.join('\n')}\n`);

@@ -97,6 +97,10 @@ export class Session {
       // QEMU says just this, and ends; the image is to be closed properly.
       return new Refusal({ err: `${qemuText(error).text}\n`, out: `${what} failed: ${ioError(error)}\n` }, error);
     }
+    // There the program ends at once.
+    if (this.cli.personality.qemu && error.reason === 'quorum.mismatch') {
+      throw new Failure([], { trailer: `${qemuText(error).text}\n`, cause: error });
+    }
     return refuse(`${what} failed: ${this.cli.personality.qemu ? ioError(error) : error.message}`, error);
   }
 
