@@ -118,6 +118,8 @@ export {
   type ZeroOptions,
 } from './core/store.ts';
 export { CacheBudget, type Table, TableCache, type TableCacheOptions, type TableLease } from './core/table-cache.ts';
+export { ThrottleGroup } from './filters/throttle-group.ts';
+export type { ThrottleLimits } from './filters/throttle-limits.ts';
 export {
   type BackingChoice,
   type CreateImageOptions,
@@ -145,6 +147,7 @@ export type { ReferencePolicy, ResolvedReference } from './image/references.ts';
 export type { ReopenOptions } from './image/reopen.ts';
 export type { ForwardTarget } from './storage/forward-sink.ts';
 export { MemoryStore, type MemoryStoreOptions } from './storage/memory.ts';
+export { NullStore, type NullStoreOptions, nullAio, nullCo } from './storage/null-store.ts';
 export { type AmendImageOptions, amendImage } from './tools/amend.ts';
 export { type ApplyOptions, type ApplyResult, applyDelta } from './tools/apply.ts';
 export { type AuditImageOptions, type AuditReport, auditImage, auditRules } from './tools/audit.ts';

@@ -1,5 +1,7 @@
 /** Command lines that the real qemu-io and ours must answer alike: the list, and the images they are about. Data only. */
 
+import { IO_FILTER_CASES } from './io-filter-cases.ts';
+
 /** Images and files that cases name, and the commands of the real tools that make them, in order. */
 export const IO_FIXTURES: Readonly<
   Record<string, { readonly make: readonly string[]; readonly needs?: readonly string[] }>
@@ -563,4 +565,5 @@ export const IO_CASES: readonly IoCase[] = [
   ...UNORDERED,
   ...INPUT,
   ...DIFFERENT,
+  ...IO_FILTER_CASES,
 ];
