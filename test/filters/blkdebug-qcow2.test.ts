@@ -41,3 +41,15 @@ describe.each(Object.entries(PATHS))('%s', (_, path) => {
     else expect(hits).toBeGreaterThan(0);
   });
 });
+
+describe('a flush that fails right after the switch of a header', () => {
+  it.each([
+    ['a larger L1 table', 'l1_grow_activate_table'],
+    ['saving the state of a machine', 'l1_grow_activate_table'],
+    ['a larger refcount table', 'refblock_alloc_switch_table'],
+  ])('%s: the old header is put back, and nothing written later is lost', async (name, event) => {
+    const path = PATHS[name] as (typeof PATHS)[string];
+    const fault = { event, nth: 0, errno: 5, once: true, ioType: 'flush', then: 'other' } as const;
+    expect(await underFault(path, await undisturbed(path), fault)).toBe(true);
+  });
+});
