@@ -10,7 +10,7 @@ const LONG = scaled(1) > 1;
 const MODES: readonly Omit<Fault, 'event' | 'nth'>[] = ([5, 28] as const).flatMap((errno) =>
   [true, false].flatMap((once) =>
     (['any', 'flush'] as const).flatMap((ioType) =>
-      (['again', 'close', 'other'] as const).map((then) => ({ errno, once, ioType, then })),
+      (['again', 'close', 'other'] as const).map((next) => ({ errno, once, ioType, next })),
     ),
   ),
 );
@@ -49,7 +49,7 @@ describe('a flush that fails right after the switch of a header', () => {
     ['a larger refcount table', 'refblock_alloc_switch_table'],
   ])('%s: the old header is put back, and nothing written later is lost', async (name, event) => {
     const path = PATHS[name] as (typeof PATHS)[string];
-    const fault = { event, nth: 0, errno: 5, once: true, ioType: 'flush', then: 'other' } as const;
+    const fault = { event, nth: 0, errno: 5, once: true, ioType: 'flush', next: 'other' } as const;
     expect(await underFault(path, await undisturbed(path), fault)).toBe(true);
   });
 });

@@ -39,7 +39,7 @@ export interface Fault {
   /** Which requests after the event fail. */
   readonly ioType: 'any' | 'flush';
   /** What comes after the failure: the path is tried again, the image is closed, or something else is written first. */
-  readonly then: 'again' | 'close' | 'other';
+  readonly next: 'again' | 'close' | 'other';
 }
 
 const ERRNO = { 5: 'EIO', 28: 'ENOSPC' } as const;
@@ -229,8 +229,8 @@ export async function underFault(path: PathUnderTest, calm: Undisturbed, fault: 
     return failed.length > 0;
   }
   const usable = await isUsable(node, path, fault, what);
-  if (usable && fault.then === 'again') await tryAgain(path, calm, node, stage, what);
-  const other = usable && fault.then === 'other' ? await writeOther(calm, node) : undefined;
+  if (usable && fault.next === 'again') await tryAgain(path, calm, node, stage, what);
+  const other = usable && fault.next === 'other' ? await writeOther(calm, node) : undefined;
   const closing = await errorOf(() => node.close());
   // What nobody knows the state of is not written to any more.
   if (closing !== undefined) throw new Error(`${what}: it cannot be closed`, { cause: closing });
