@@ -111,6 +111,7 @@ describe('images inside images (072)', () => {
     const header = compat === 'v9' ? 2560 : CLUSTER;
     const [first = 0, second = 0] = await outer.read(header, 2);
     expect([first, second]).toEqual([(1 << 3) + (1 << 7), (1 << 3) + (1 << 4)]);
+    await image.close();
   });
 
   it('a qcow2 as the image file, and a qcow2 on the disk of an add-cow', async () => {
@@ -130,8 +131,10 @@ describe('images inside images (072)', () => {
       model.set(part, CLUSTER / 2);
       expect(await readAll(image)).toEqual(model);
     }
-    await using again = await openImage(at('d.add-cow'), { references: 'allow' });
-    expect(await readAll(again)).toEqual(model);
+    {
+      await using again = await openImage(at('d.add-cow'), { references: 'allow' });
+      expect(await readAll(again)).toEqual(model);
+    }
 
     await createImage(at('small.qcow2'), { format: 'qcow2', size: 4 * SIZE });
     {
