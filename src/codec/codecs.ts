@@ -39,6 +39,15 @@ export interface Codecs {
   /** SHA-256 of each of the units of `unit` bytes laid end to end in `input` (a whole number of them), with the byte `prefix` in front of it;
    *  32 bytes each, end to end. `input` may be reused when the promise ends; over a SharedArrayBuffer, workers read it in place. */
   digests(input: Uint8Array, unit: number, prefix: number): Promise<Uint8Array>;
+  /** As {@link digests}, of `length` bytes of an open file, which the workers read themselves; it stays open until the promise ends.
+   *  @returns `undefined` where there are no workers, or too little has been hashed yet to start them. */
+  digestsOfFile(
+    descriptor: number,
+    offset: number,
+    length: number,
+    unit: number,
+    prefix: number,
+  ): Promise<Uint8Array> | undefined;
   /** Ends the workers; idempotent. Idle workers never keep the process alive. */
   close(): Promise<void>;
 }

@@ -146,6 +146,21 @@ class ThreadedCodecs implements Codecs {
     }
   }
 
+  digestsOfFile(
+    descriptor: number,
+    offset: number,
+    length: number,
+    unit: number,
+    prefix: number,
+  ): Promise<Uint8Array> | undefined {
+    this.#requireOpen();
+    requireUnit(unit);
+    if (length % unit !== 0) throw invalid(`${length} bytes are no whole number of units of ${unit}`);
+    const isCold = this.#pool === undefined && length <= this.#coldDigest;
+    if (this.workers === 0 || isCold) return undefined;
+    return this.#startedPool().run('digestFile', { descriptor, offset, length, unit, prefix });
+  }
+
   sectors(spec: SectorCipherSpec, key: Uint8Array): BulkSectors | undefined {
     this.#requireOpen();
     return this.#sectors.open(spec, key);

@@ -11,6 +11,7 @@ export function plainCodecs(codecs: Codecs): Codecs {
     decompress: (...args) => codecs.decompress(...args),
     sectors: (...args) => codecs.sectors(...args),
     digests: (...args) => codecs.digests(...args),
+    digestsOfFile: (...args) => codecs.digestsOfFile(...args),
     close: () => codecs.close(),
   };
 }

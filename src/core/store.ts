@@ -83,6 +83,8 @@ export interface ByteStore extends AsyncDisposable {
   readonly size: number;
   readonly limits: StoreLimits;
   readonly supports: StoreSupports;
+  /** Number of the open file that holds byte N of the store as its byte N: for threads that read by themselves. */
+  readonly descriptor?: number | undefined;
   /** Fills `into` from `offset`; bytes past the end read as zero. */
   read(offset: number, into: Uint8Array, options?: IoOptions): Pending;
   /** Writes all of `from` or throws; a write past the end grows stores that support `truncate`. */

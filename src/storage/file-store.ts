@@ -94,6 +94,10 @@ export class FileStore extends BaseStore {
     return this.#size;
   }
 
+  get descriptor(): number | undefined {
+    return this.closed ? undefined : this.#io.fd;
+  }
+
   status(): Promise<StoreStatus> {
     return this.#io.run(async () => {
       if (this.closed) throw new BlockError('CLOSED', `"${this.name}": status after close`);

@@ -13,6 +13,7 @@ import { Copier } from '../core/copier.ts';
 import { platformCrypto } from '../crypto/runtime.ts';
 import type { Image } from '../image/image.ts';
 import { type Digest, HashTree, PREFIX } from './hash-tree.ts';
+import { LayerPlaces } from './shared-places.ts';
 import { StatusCursor } from './status-cursor.ts';
 
 export interface ChecksumOptions extends JobOptions {
@@ -33,6 +34,8 @@ export interface Checksum {
 /** Bytes of a block: part of the definition, as every number in {@link PREFIX}. */
 export const CHECKSUM_BLOCK = 1 * MiB;
 const HASH_BYTES = 32;
+/** Stretches of files that workers read and hash by themselves, for each of them at once. */
+const DIRECT_EACH = 2;
 /** Bytes of one request. */
 const CHUNK = 4 * CHECKSUM_BLOCK;
 const BUFFERS = 8;
@@ -62,12 +65,17 @@ class Walk {
   readonly #running = new Map<number, Turn>();
   readonly #copier: Copier;
   readonly #pacer = new Pacer();
+  readonly #direct: DirectHashes;
+  #places: LayerPlaces | undefined;
+  /** What no worker could read: it is read once more on the usual way, where errors are told. */
+  readonly #again: { readonly start: number; readonly length: number; readonly turn: Turn }[] = [];
   #read = 0;
 
   constructor(image: Image, codecs: Codecs, options: ChecksumOptions) {
     this.#image = image;
     this.#codecs = codecs;
     this.#options = options;
+    this.#direct = new DirectHashes(codecs);
     this.#copier = new Copier({
       buffers: new BufferPool({ size: CHUNK, count: BUFFERS, shared: codecs.workers > 0 }),
       order: 'free',
@@ -79,11 +87,20 @@ class Walk {
 
   async run(): Promise<Checksum> {
     const { virtualSize } = this.#image;
+    // What is being written may move while a thread reads it.
+    if (this.#image.readOnly) this.#places = await LayerPlaces.of(this.#image.node);
     let failure: { readonly error: unknown } | undefined;
     try {
       await this.#blocks();
     } catch (error) {
       failure = { error };
+    }
+    try {
+      await this.#direct.finish();
+      if (failure === undefined)
+        for (const { start, length, turn } of this.#again) await this.#copy(start, length, turn);
+    } catch (error) {
+      failure ??= { error };
     }
     try {
       await this.#copier.finish();
@@ -115,7 +132,7 @@ class Walk {
         at = zeroEnd;
       } else {
         const dataEnd = cursor.zero ? at + CHECKSUM_BLOCK : alignUp(known, CHECKSUM_BLOCK);
-        at = await this.#data(at, Math.min(dataEnd, at + CHUNK));
+        at = await this.#data(at, Math.min(dataEnd, at + CHUNK), cursor.depth);
       }
       this.#takeTurns();
       onProgress?.({ phase: 'checksum', done: Math.min(at, virtualSize), total: virtualSize });
@@ -123,13 +140,40 @@ class Walk {
     }
   }
 
-  async #data(start: number, end: number): Promise<number> {
+  async #data(start: number, end: number, depth: number): Promise<number> {
     const turn: Turn = { hashes: undefined, zeros: 0 };
     this.#turns.push(turn);
-    this.#running.set(start, turn);
-    const waiting = this.#copier.copy(start, end - start);
-    if (waiting !== undefined) await waiting;
+    const place = this.#direct.ready ? await this.#placeOf(start, end, depth) : undefined;
+    if (place !== undefined) {
+      const taken = await this.#direct.take(place, (hashes) => {
+        if (hashes === undefined) this.#again.push({ start, length: place.length, turn });
+        else this.#read += place.length;
+        turn.hashes = hashes;
+      });
+      if (taken) return start + place.length;
+    }
+    await this.#copy(start, end - start, turn);
     return end;
+  }
+
+  async #copy(start: number, length: number, turn: Turn): Promise<void> {
+    this.#running.set(start, turn);
+    const waiting = this.#copier.copy(start, length);
+    if (waiting !== undefined) await waiting;
+  }
+
+  /** Where whole blocks from `start` on lie in an open file, if they do. */
+  async #placeOf(start: number, end: number, depth: number): Promise<Place | undefined> {
+    const layer = this.#places?.layer(depth);
+    if (layer === undefined || layer.node.format.transform !== undefined) return undefined;
+    const seeking = layer.seek(start);
+    if (seeking !== undefined) await seeking;
+    const { kind, guestOffset, length, hostOffset, child } = layer.run;
+    const descriptor = layer.node.children[child]?.node.descriptor;
+    if (kind !== 'data' || descriptor === undefined) return undefined;
+    const inside = Math.min(end, guestOffset + length, this.#image.virtualSize) - start;
+    const whole = alignDown(inside, CHECKSUM_BLOCK);
+    return whole === 0 ? undefined : { descriptor, offset: hostOffset + start - guestOffset, length: whole };
   }
 
   #fill(offset: number, into: Uint8Array): Promise<void> | undefined {
@@ -155,6 +199,58 @@ class Walk {
       taken++;
     }
     this.#turns.splice(0, taken);
+  }
+}
+
+interface Place {
+  readonly descriptor: number;
+  /** Bytes. */
+  readonly offset: number;
+  readonly length: number;
+}
+
+/** What the workers read and hash without this thread. */
+class DirectHashes {
+  readonly #codecs: Codecs;
+  #running = 0;
+  #wake: (() => void) | undefined;
+
+  constructor(codecs: Codecs) {
+    this.#codecs = codecs;
+  }
+
+  get ready(): boolean {
+    return this.#codecs.workers > 0;
+  }
+
+  /** Waits until there is room, and begins.
+   *  @param done told the hashes, or that they could not be made
+   *  @returns false when the workers do not take it. */
+  async take({ descriptor, offset, length }: Place, done: (hashes: Uint8Array | undefined) => void): Promise<boolean> {
+    await this.#until(this.#codecs.workers * DIRECT_EACH - 1);
+    const hashing = this.#codecs.digestsOfFile(descriptor, offset, length, CHECKSUM_BLOCK, PREFIX.block);
+    if (hashing === undefined) return false;
+    this.#running++;
+    hashing
+      .then(done, () => done(undefined))
+      .finally(() => {
+        this.#running--;
+        this.#wake?.();
+      });
+    return true;
+  }
+
+  /** Everything begun has ended. */
+  async finish(): Promise<void> {
+    await this.#until(0);
+  }
+
+  async #until(running: number): Promise<void> {
+    while (this.#running > running) {
+      await new Promise<void>((wake) => {
+        this.#wake = wake;
+      });
+    }
   }
 }
 

@@ -1,7 +1,10 @@
 /** The checksum of a disk: what it is, and that nothing but the disk changes it. */
 import { createHash } from 'node:crypto';
+import { writeFileSync } from 'node:fs';
 import { describe, expect, it, vi } from 'vitest';
+import type { Codecs } from '../../src/codec/codecs.ts';
 import { createCodecs } from '../../src/codec/create.ts';
+import * as node from '../../src/node.ts';
 import { MemoryStore } from '../../src/storage/memory.ts';
 import { FaultStore } from '../../src/testing/fault-store.ts';
 import { LateStore } from '../../src/testing/late-store.ts';
@@ -10,6 +13,7 @@ import { CHECKSUM_BLOCK, checksumImage } from '../../src/tools/checksum.ts';
 import { convertImage } from '../../src/tools/convert.ts';
 import { contentOf, drivers, KiB, MiB, make, open } from '../image/support/fixtures.ts';
 import { MemoryFiles } from '../image/support/memory-protocol.ts';
+import { scratch } from '../support/scratch.ts';
 
 const sha = (...parts: Uint8Array[]): Buffer => {
   const hash = createHash('sha256');
@@ -148,3 +152,83 @@ describe('the checksum of a disk', () => {
     await expect(checksumImage(image)).rejects.toMatchObject({ code: 'IO' });
   });
 });
+
+describe('files that workers read by themselves', () => {
+  const path = scratch();
+  const SIZE = 24 * MiB + 512 * 3;
+
+  /** The disk as a raw file and as qcow2, and its checksum by one thread. */
+  async function disks(): Promise<{ readonly names: readonly string[]; readonly hash: string }> {
+    const random = seededRandom(11);
+    const bytes = new Uint8Array(SIZE);
+    for (let at = 0; at < SIZE; at += 4096) bytes.fill(1 + below(random, 255), at, at + below(random, 4096));
+    bytes.fill(0, 3 * MiB, 8 * MiB);
+    const [raw, qcow2] = [path('disk.raw'), path('disk.qcow2')];
+    writeFileSync(raw, bytes);
+    await node.convertImage({ name: raw, format: 'raw' }, { name: qcow2, format: 'qcow2' });
+    return { names: [raw, qcow2], hash: await hashOf(raw, createCodecs({ workers: 0 })) };
+  }
+
+  async function hashOf(name: string, codecs: Codecs, readOnly = true): Promise<string> {
+    await using image = await node.openImage(name, { format: name.endsWith('raw') ? 'raw' : 'qcow2', readOnly });
+    return (await checksumImage(image, { codecs })).hash;
+  }
+
+  it('have the same checksum, and one that may change meanwhile is read the usual way', async () => {
+    const { names, hash } = await disks();
+    const codecs = createCodecs({ workers: 2 });
+    let direct = 0;
+    const watched: Codecs = {
+      ...bound(codecs),
+      digestsOfFile: (...args) => {
+        const taken = codecs.digestsOfFile(...args);
+        if (taken !== undefined) direct++;
+        return taken;
+      },
+    };
+    try {
+      // The first bytes are hashed before any thread is started.
+      await codecs.digests(new Uint8Array(MiB * 32), MiB, 0);
+      for (const name of names) {
+        direct = 0;
+        expect(await hashOf(name, watched)).toBe(hash);
+        expect(direct).toBeGreaterThan(2);
+        direct = 0;
+        expect(await hashOf(name, watched, false)).toBe(hash);
+        expect(direct).toBe(0);
+      }
+    } finally {
+      await codecs.close();
+    }
+  });
+
+  it('are read once more by the image where a worker fails', async () => {
+    const { names, hash } = await disks();
+    const codecs = createCodecs({ workers: 2 });
+    let calls = 0;
+    const failing: Codecs = {
+      ...bound(codecs),
+      digestsOfFile: (...args) =>
+        calls++ % 2 === 0 ? Promise.reject(new Error('not today')) : codecs.digestsOfFile(...args),
+    };
+    try {
+      await codecs.digests(new Uint8Array(MiB * 32), MiB, 0);
+      for (const name of names) expect(await hashOf(name, failing)).toBe(hash);
+      expect(calls).toBeGreaterThan(2);
+    } finally {
+      await codecs.close();
+    }
+  });
+});
+
+function bound(codecs: Codecs): Codecs {
+  return {
+    workers: codecs.workers,
+    compress: (...args) => codecs.compress(...args),
+    decompress: (...args) => codecs.decompress(...args),
+    sectors: (...args) => codecs.sectors(...args),
+    digests: (...args) => codecs.digests(...args),
+    digestsOfFile: (...args) => codecs.digestsOfFile(...args),
+    close: () => codecs.close(),
+  };
+}

@@ -5,6 +5,7 @@ type Builtins = {
   readonly 'node:zlib': typeof import('node:zlib');
   readonly 'node:worker_threads': typeof import('node:worker_threads');
   readonly 'node:os': typeof import('node:os');
+  readonly 'node:fs': typeof import('node:fs');
 };
 
 const loaded = new Map<keyof Builtins, unknown>();

@@ -2,7 +2,7 @@
 import { ThreadCiphers } from '../../crypto/bulk.ts';
 import { decodeUnits, encodeUnits } from './codecs.ts';
 import { nodeCrypto } from './crypto.ts';
-import { digestUnits } from './digests.ts';
+import { digestFile, digestUnits } from './digests.ts';
 import type { CodecTasks } from './tasks.ts';
 import { serveTasks } from './worker-loop.ts';
 
@@ -12,6 +12,7 @@ serveTasks<CodecTasks>({
   encode: encodeUnits,
   decode: decodeUnits,
   digest: digestUnits,
+  digestFile,
   sectors: (task) => {
     ciphers.run(task);
     return undefined;
