@@ -63,6 +63,7 @@ interface Line {
 const ONE: Line = { files: (name) => [name], surplus: ['a', 'b'] };
 const LINES: Readonly<Record<string, Line>> = {
   amend: { files: (name) => ['-o', 'compat=v3', name], surplus: ['-o', 'compat=v3', 'a', 'b'] },
+  apply: { files: (name) => [disk, name], surplus: ['a', 'b', 'c'] },
   audit: { files: (name) => [name] },
   bench: ONE,
   bitmap: { files: (name) => ['--add', name, 'b'], surplus: ['--add', 'a', 'b', 'c'] },
@@ -73,6 +74,7 @@ const LINES: Readonly<Record<string, Line>> = {
   convert: { files: (name) => [name, path('target')] },
   create: { files: (name) => ['-f', 'qcow2', '-b', name, '-F', 'qcow2', path('target')], surplus: ['a', '1M', 'c'] },
   dd: { files: (name) => [`if=${name}`, `of=${path('target')}`], surplus: ['a'] },
+  delta: { files: (name) => [name, disk, path('target')], surplus: ['a', 'b', 'c', 'd'] },
   detach: ONE,
   diff: { files: (name) => [name, disk], surplus: ['a', 'b', 'c'], mistake: 2, unopened: 2 },
   fuzz: { files: (name) => ['--replay', name], surplus: ['a'], runsAlone: true, mistake: 2 },
