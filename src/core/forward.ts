@@ -22,6 +22,8 @@ export class UnitMap {
   /** Units that are data. */
   dataCount = 0;
   readonly #pages = new Map<number, Uint8Array>();
+  /** Behind this page there is none. */
+  #lastPage = -1;
 
   constructor(size: number, unit: number) {
     this.unit = unit;
@@ -37,6 +39,7 @@ export class UnitMap {
       if (page === undefined) {
         page = new Uint8Array(PAGE_UNITS / 4);
         this.#pages.set(number, page);
+        this.#lastPage = Math.max(this.#lastPage, number);
       }
       const at = index % PAGE_UNITS;
       const place = Math.floor(at / 4);
@@ -56,7 +59,7 @@ export class UnitMap {
   /** The first unit from `index` on that is not absent; `count` when there is none. */
   next(index: number): number {
     let at = index;
-    while (at < this.count) {
+    while (at < this.count && at < (this.#lastPage + 1) * PAGE_UNITS) {
       const page = this.#pages.get(Math.floor(at / PAGE_UNITS));
       const end = Math.min(this.count, at - (at % PAGE_UNITS) + PAGE_UNITS);
       if (page !== undefined) {

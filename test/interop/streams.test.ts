@@ -64,30 +64,24 @@ describeWithQemu('images through pipes', () => {
     qemuImg(path('.'), 'convert', '-f', 'raw', '-O', 'qcow2', path('disk.raw'), path('disk.qcow2'));
   });
 
-  it.each([
-    '',
-    '-o cluster_size=4k',
-    '-o cluster_size=512',
-    '-o cluster_size=2M',
-    '-o compat=v2',
-    '-o extended_l2=on',
-    '-o refcount_bits=1',
-    '-o lazy_refcounts=on',
-    '-S 0',
-    '-S 64k',
-    '-S 16M',
-  ])('qcow2 %s written forward is clean, holds the disk, is read forward, and is the same on every run', (options) => {
-    expectSame(
-      `cowdisk convert -f raw -O qcow2 ${options} disk.raw - > out.qcow2 &&
+  const variants = ['', '-o cluster_size=512', '-o compat=v2', '-o extended_l2=on', '-S 0', '-S 64k'];
+  const more = ['-o cluster_size=4k', '-o cluster_size=2M', '-o refcount_bits=1', '-o lazy_refcounts=on', '-S 16M'];
+
+  it.each(LONG ? [...variants, ...more] : variants)(
+    'qcow2 %s written forward is clean, holds the disk, is read forward, and is the same on every run',
+    (options) => {
+      expectSame(
+        `cowdisk convert -f raw -O qcow2 ${options} disk.raw - > out.qcow2 &&
        cowdisk convert -O qcow2 ${options} - - < disk.qcow2 | cmp - out.qcow2 &&
        qemu-img check -q out.qcow2 && qemu-img compare -q -f raw disk.raw out.qcow2 &&
        cat out.qcow2 | cowdisk convert -f qcow2 -O raw - - | cmp - disk.raw`,
-    );
-  });
+      );
+    },
+  );
 
   it('a raw stream becomes an image file that grows with it', () => {
     expectSame(
-      `for options in '' '-c' '-o cluster_size=4k' '-o extended_l2=on' '-o refcount_bits=64'; do
+      `for options in '' '-c' ${LONG ? "'-o cluster_size=4k' '-o extended_l2=on' '-o refcount_bits=64'" : ''}; do
          cat disk.raw | cowdisk convert -f raw -O qcow2 $options - grown.qcow2 &&
          qemu-img check -q grown.qcow2 && qemu-img compare -q -f raw disk.raw grown.qcow2 || exit 1
        done; cat disk.raw | cowdisk convert -f raw -O raw - grown.raw && cmp grown.raw disk.raw`,
@@ -96,7 +90,7 @@ describeWithQemu('images through pipes', () => {
 
   it('streams of every short length are taken for what they are', () => {
     expectSame(
-      `for n in 0 1 511 512 513 65536 1000001; do
+      `for n in ${LONG ? '0 1 511 512 513 65536 1000001' : '0 513 1000001'}; do
          head -c $n disk.raw > cut.raw; cat cut.raw | cowdisk convert -f raw -O qcow2 - cut.qcow2 &&
          cat cut.raw | cowdisk convert -f raw -O qcow2 - - | cmp - <(cowdisk convert -f raw -O qcow2 cut.raw -) &&
          qemu-img check -q cut.qcow2 && qemu-img compare -q -f raw cut.raw cut.qcow2 || exit 1
@@ -174,7 +168,9 @@ describeWithQemu('images through pipes', () => {
     shell('cowdisk convert -O qcow2 disk.qcow2 - > whole.qcow2; cowdisk convert -c -O qcow2 disk.qcow2 packed.qcow2');
     for (const name of ['whole.qcow2', 'packed.qcow2']) {
       const length = readFileSync(path(name)).length;
-      for (const end of [length - 513, Math.floor(length / 2), 200_000, 131_072, 66_000, 40_000, 100]) {
+      for (const end of LONG
+        ? [length - 513, Math.floor(length / 2), 200_000, 131_072, 66_000, 40_000, 100]
+        : [length - 513, 131_072, 40_000]) {
         const { status, text } = shell(`head -c ${end} ${name} | cowdisk convert -f qcow2 -O raw - cut-off.raw`);
         expect({ name, end, status, text }).toMatchObject({
           status: 1,
@@ -243,7 +239,7 @@ describeWithQemu('images through pipes', () => {
       });
       // It waits for more of its input for ever, or for somebody to read its output.
       child.stdin.on('error', () => {});
-      child.stdin.write(noise(70 * MiB, 4));
+      child.stdin.write(Buffer.alloc(70 * MiB, 4));
       let sent = false;
       child.stderr.on('data', (text: Buffer) => {
         if (!sent && text.includes('progress')) {
