@@ -1,7 +1,6 @@
 /** A filter or a protocol at the top of a graph, as the format of an image: every byte lies where the guest sees it, in the one node below.
  *  Invariants: guest offset and host offset are the same; what the node below says of its content stands as it is. */
 import type { Pending } from '../base/async.ts';
-import { isBlockError } from '../base/errors.ts';
 import { alignUp } from '../bytes/align.ts';
 import { defineFormat, type FormatDriver, type FormatInfo, type FormatNode, type WritePlan } from '../core/format.ts';
 import { type BlockNode, type Child, formatBelow } from '../core/node.ts';
@@ -54,16 +53,11 @@ class PassThroughNode implements FormatNode {
     return 'done';
   }
 
-  /** A discarded range must read as zero here. */
+  /** What a discarded range reads as afterwards the node below decides. */
   async unmap(offset: number, length: number, reveal: 'zero' | 'backing'): Promise<'done' | 'unsupported'> {
     if (reveal === 'backing') return 'unsupported';
-    try {
-      await this.#inner.writeZeroes(offset, length, { unmap: true, fastOnly: true });
-      return 'done';
-    } catch (error) {
-      if (isBlockError(error) && error.code === 'UNSUPPORTED') return 'unsupported';
-      throw error;
-    }
+    await this.#inner.discard(offset, length);
+    return 'done';
   }
 
   async resize(virtualSize: number, preallocation: Preallocation | 'metadata'): Promise<void> {
