@@ -22,6 +22,7 @@ export type ErrorCode =
   | 'TOO_LARGE' // a size beyond what the format or this library can hold
   | 'BUSY' // another process or request holds it
   | 'LOCKED' // another program has the file open in a way that excludes this one
+  | 'PROTOCOL' // the other side of a connection does not keep to its protocol
   | 'CLOSED' // used after close
   | 'ABORTED' // the caller's AbortSignal fired
   | 'INTERNAL'; // a broken invariant of this library: a bug
@@ -234,6 +235,7 @@ const ERRNO_OF_CODE: Readonly<Partial<Record<ErrorCode, string>>> = {
   LOCKED: 'EAGAIN',
   CLOSED: 'EBADF',
   WRONG_FORMAT: 'EINVAL',
+  PROTOCOL: 'EPROTO',
   CORRUPT: 'EINVAL',
 };
 
