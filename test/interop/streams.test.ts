@@ -13,6 +13,7 @@ const GiB = 1024 * MiB;
 const PROGRAM = fileURLToPath(new URL('../../bin/cowdisk.js', import.meta.url));
 const LONG = process.env['COWDISK_LONG'] === '1';
 const path = scratch();
+mkdirSync(path('temporary'));
 
 interface Ended {
   readonly status: number | null;
@@ -55,7 +56,6 @@ function noise(length: number, seed: number): Buffer {
 describeWithQemu('images through pipes', () => {
   beforeAll(() => {
     requireBuild();
-    mkdirSync(path('temporary'));
     const disk = Buffer.alloc(80 * MiB);
     noise(3 * MiB, 1).copy(disk, 0);
     noise(70_000, 2).copy(disk, 40 * MiB + 12_345);
