@@ -12,6 +12,7 @@ import { RunList } from '../core/run.ts';
 import { UNKNOWN_SIZE } from '../core/store.ts';
 import type { Image } from '../image/image.ts';
 import { type OpenImageOptions, openImage } from '../image/open.ts';
+import { driversOf } from '../image/open-options.ts';
 import { protocolOf } from '../image/references.ts';
 import { endsEarly, HEAD_LIMIT, SpooledStore, StreamStore } from '../storage/stream-store.ts';
 import type { ConvertOptions } from './convert.ts';
@@ -130,12 +131,10 @@ export async function openStream(
 }
 
 function openAs(source: ConvertStream, node: BlockNode, options: ConvertOptions): Promise<Image> {
-  const { formats, probed, protocols, codecs, secrets, references, probeBacking, cacheBytes, signal, onEvent } =
-    options;
+  const { references, probeBacking, cacheBytes, signal, onEvent } = options;
   const { name, format, backing, backingOptions, dataFile, snapshot, options: openOptions } = source;
-  const drivers = { formats, probed, protocols, codecs, secrets };
   return openImage(node, {
-    ...drivers,
+    ...driversOf(options),
     references,
     probeBacking,
     cacheBytes,
