@@ -171,7 +171,7 @@ describe('rebase', () => {
     [['-b', base, '-F', 'nofmt'], "unknown format 'nofmt'"],
     [['-b', path('nothing'), '-F', 'raw'], `could not open backing file "${path('nothing')}"`],
     [['-b', top, '-F', 'qcow2'], 'leads back to the image: a loop'],
-    [['-c', '-b', base, '-F', 'raw'], 'copied clusters cannot be compressed yet'],
+    [['-c', '-u', '-b', base, '-F', 'raw'], '--compress has no effect with -u'],
   ])('%s is refused', async (args, message) => {
     const bytes = readFileSync(top);
     const { status, err } = await cowdisk('rebase', ...args, top);
