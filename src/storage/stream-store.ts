@@ -50,6 +50,8 @@ export class StreamStore extends BaseStore {
     sync: false,
     access: 'forward',
   };
+  /** The furthest byte that was asked for since somebody has set it to 0: what a table wants behind the end is missing. */
+  reach = 0;
   readonly #input: AsyncIterator<Uint8Array>;
   readonly #declared: number | undefined;
   readonly #headLimit: number;
@@ -135,6 +137,7 @@ export class StreamStore extends BaseStore {
 
   protected _read(offset: number, into: Uint8Array, options: IoOptions | undefined): Pending {
     throwIfAborted(options?.signal);
+    this.reach = Math.max(this.reach, offset + into.length);
     if (offset + into.length <= this.#headEnd) {
       copyFrom(this.#head, offset, into);
       return undefined;
@@ -322,6 +325,8 @@ export class StreamStore extends BaseStore {
 export class SpooledStore extends BaseStore {
   readonly limits: StoreLimits;
   readonly supports: StoreSupports;
+  /** As {@link StreamStore.reach}. */
+  reach = 0;
   readonly #file: BlockNode;
   #shown = false;
 
@@ -348,6 +353,7 @@ export class SpooledStore extends BaseStore {
 
   protected _read(offset: number, into: Uint8Array, options: IoOptions | undefined): Pending {
     if (offset >= this.length) throw endsEarly(this.name, this.length, offset + into.length);
+    this.reach = Math.max(this.reach, offset + into.length);
     return this.#file.read(offset, into, options);
   }
 

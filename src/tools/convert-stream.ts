@@ -236,6 +236,7 @@ async function mannerOf(
   let end = 0;
   let needed = 0;
   let shared = 0;
+  file.reach = 0;
   for (let at = 0; at < size; at = runs.guestEnd) {
     throwIfAborted(signal);
     runs.reset(at, size);
@@ -257,7 +258,8 @@ async function mannerOf(
     }
     if (pacer.due) await pacer.pause(signal);
   }
-  return { inOrder, dataStart: undefined, needed };
+  // Only tables were read: one that ends behind the stream says nothing of what was to come.
+  return { inOrder, dataStart: undefined, needed: Math.max(needed, file.reach) };
 }
 
 async function openSpooled(

@@ -383,7 +383,7 @@ describe('R13: the bitmap', () => {
     const { file, node } = await openHeld(20 * KiB);
     await node.write(0, filled(10, 1));
     await node.flush();
-    expect(file.events).toEqual(['bitmap_load', 'bitmap_update']);
+    expect(file.events.filter((event) => event.startsWith('bitmap'))).toEqual(['bitmap_load', 'bitmap_update']);
   });
 
   it('A-024: only what changed of it is written', async () => {
