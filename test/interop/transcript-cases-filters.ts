@@ -80,6 +80,6 @@ export const FILTER_CASES: readonly string[] = [
   'info --image-opts driver=null-co,foo=1',
   'info --image-opts driver=raw,file.driver=null-co,file.size=5000',
   'convert -n -O raw a.raw null-co://',
-  'convert -O raw --image-opts driver=null-co,size=1M,read-zeroes=on y; map --output=json -f raw y',
+  'convert -O raw --image-opts driver=null-co,size=1M,read-zeroes=on y; info -f raw y; compare -f raw y y',
   'info --image-opts driver=raw,offset=64k,size=64k,file.filename=a.raw',
 ];
