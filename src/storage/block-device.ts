@@ -153,7 +153,7 @@ export class BlockDeviceStore extends BaseStore {
   }
 
   protected _close(): Promise<void> {
-    return this.#io.close();
+    return this.#io.close(() => this.locks.release());
   }
 
   #thenFlush(pending: Pending, options: WriteOptions | undefined): Pending {

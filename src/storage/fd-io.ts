@@ -131,8 +131,9 @@ export class FdIo {
   }
 
   /** Closes the descriptor once nothing uses it (a number that is free is given to the next file opened). What was still
-   *  being written when it was called is made durable as well. */
-  async close(): Promise<void> {
+   *  being written when it was called is made durable as well.
+   *  @param last what is done when nothing uses the descriptor any more */
+  async close(last: () => void = () => undefined): Promise<void> {
     try {
       if (this.#running > 0) {
         await new Promise<void>((resolve) => {
@@ -141,6 +142,7 @@ export class FdIo {
         await this.flush();
       }
     } finally {
+      last();
       await this.#closeNow();
     }
   }

@@ -95,6 +95,16 @@ export class FileLocks implements FileClaims {
     }
   }
 
+  /** Gives everything back before the file is closed. A child process that is just being started has a copy of the open file until its program
+   *  runs, and with it the locks: closing alone would leave them for that moment. */
+  release(): void {
+    try {
+      this.#lock(NO_CLAIM);
+    } catch {
+      // What cannot be unlocked ends with the file, which is closed next.
+    }
+  }
+
   /** Locks and unlocks bytes until they stand for `claim`.
    *  @returns false where there are no locks. */
   #lock(claim: Claim): boolean {

@@ -212,7 +212,7 @@ export class FileStore extends BaseStore {
   }
 
   protected _close(): Promise<void> {
-    return this.#io.close();
+    return this.#io.close(() => this.locks.release());
   }
 
   #native(): Native {

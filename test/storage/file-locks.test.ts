@@ -1,4 +1,5 @@
 /** Locks of one process against itself: two openings of a file are strangers to each other, as two processes are. */
+import { spawn } from 'node:child_process';
 import { closeSync, openSync, readFileSync, writeFileSync } from 'node:fs';
 import { afterEach, describe, expect, it } from 'vitest';
 import { type Claim, CREATION_CLAIM, NO_CLAIM } from '../../src/core/permissions.ts';
@@ -133,6 +134,22 @@ describe.skipIf(!native().available)('a claim', () => {
     expect(() => opening({ forceShare: true }).claim(READER)).toThrow(
       expect.objectContaining({ details: { name: 'file', permission: 'consistent read', shared: false } }),
     );
+  });
+
+  it('is given back although a child process has a copy of the open file', async () => {
+    const fd = openSync(path, 'r+');
+    const locks = new FileLocks(fd, { name: 'file', native });
+    locks.claim(WRITER);
+    const child = spawn(process.execPath, ['-e', 'setInterval(() => {}, 1000)'], { stdio: [fd, 'ignore', 'ignore'] });
+    const ended = new Promise((resolve) => child.once('exit', resolve));
+    try {
+      locks.release();
+      closeSync(fd);
+      expect(lockedBytes()).toEqual([]);
+    } finally {
+      child.kill('SIGKILL');
+      await ended;
+    }
   });
 
   it('ends with the file', async () => {
