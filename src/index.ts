@@ -145,6 +145,10 @@ export {
 } from './image/open.ts';
 export type { ReferencePolicy, ResolvedReference } from './image/references.ts';
 export type { ReopenOptions } from './image/reopen.ts';
+export type { ServedExport } from './server/export.ts';
+export { type CloseServerOptions, NbdServer, type NbdServerOptions } from './server/server.ts';
+export type { NbdSession, SessionEvent } from './server/session.ts';
+export type { Transport } from './server/transport.ts';
 export type { ForwardTarget } from './storage/forward-sink.ts';
 export { MemoryStore, type MemoryStoreOptions } from './storage/memory.ts';
 export { NullStore, type NullStoreOptions, nullAio, nullCo } from './storage/null-store.ts';

@@ -191,7 +191,7 @@ const WITHOUT: readonly string[] = [
 ];
 
 /** Formats that QEMU does not have (any more): it has no sentences for them either. */
-const NOT_QEMUS = ['cow.', 'add-cow.'];
+const NOT_QEMUS = ['cow.', 'add-cow.', 'nbd.'];
 
 /** Reasons that stand as a whole in the sources, and the findings of the qcow2 header by its own helper. */
 function reasonsThrown(): string[] {

@@ -117,6 +117,8 @@ const BIT_FILES = [
   /^platform\//,
   /^crypto\//,
   /^nbd\//,
+  // flags of requests, and of exports
+  /^server\//,
   /^codec\//,
   /^cli\//,
   /^formats\/[^/]+\/entries\.ts$/,
