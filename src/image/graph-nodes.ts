@@ -165,15 +165,30 @@ export class GraphNodes {
     return await this.#host.openFormat({ spec, driver, file, inherited: below, place });
   }
 
+  /** What a name alone describes to a driver: options, where it is a filter's own form. */
+  described(name: string, driver: { readonly name: string }): NodeSpec {
+    const filter = this.#filterOf(name);
+    return filter?.name === driver.name ? this.#parsed(filter, name) : NodeSpec.named(name);
+  }
+
+  #filterOf(name: string): FilterDriver | undefined {
+    const prefix = protocolPrefix(name);
+    return this.#host.filters().find((one) => one.parseName !== undefined && one.name === prefix);
+  }
+
+  #parsed(filter: FilterDriver, name: string): NodeSpec {
+    const options = filter.parseName?.(name.slice(filter.name.length + 1)) ?? {};
+    return NodeSpec.of(new Map(Object.entries(options)));
+  }
+
   /** A name decides by its prefix. */
   async #byName(spec: NodeSpec, inherited: Inherited): Promise<OpenedNode> {
     const name = spec.text('filename');
     if (name === undefined) throw mistake('no-driver', 'neither a driver nor a file is named', {});
-    const prefix = protocolPrefix(name);
-    const filter = this.#host.filters().find((one) => one.parseName !== undefined && one.name === prefix);
+    const filter = this.#filterOf(name);
     const rest = spec.with('filename', undefined);
-    if (filter?.parseName !== undefined) {
-      const options = NodeSpec.of(new Map(Object.entries(filter.parseName(name.slice(filter.name.length + 1)))));
+    if (filter !== undefined) {
+      const options = this.#parsed(filter, name);
       return await this.#filter(filter, options.merged(rest), inherited, false, undefined);
     }
     const protocol = protocolOf(name, this.#host.protocols);
@@ -283,7 +298,9 @@ export class GraphNodes {
       throw missingChild(filter.name, child.name);
     }
     if (!(described instanceof NodeSpec)) return this.reference(described.node);
-    const isProbed = child.probed === 'always' || (child.probed === 'as-filter' && probed);
+    // A filter that names can call for stands where files stand.
+    const standsProbed = probed && filter.parseName === undefined;
+    const isProbed = child.probed === 'always' || (child.probed === 'as-filter' && standsProbed);
     return await this.open(
       described,
       { ...inherited, readOnly: inherited.readOnly || child.readOnly === true },

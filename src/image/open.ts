@@ -13,6 +13,7 @@ import type { FilterDriver } from '../core/filter.ts';
 import type { DiscardMode, FormatDriver, FormatNode, OpenContext } from '../core/format.ts';
 import { type MappedNode, mappedNode } from '../core/mapped-node.ts';
 import type { BlockNode } from '../core/node.ts';
+import type { ProtocolDriver } from '../core/protocol.ts';
 import { secretsOf } from '../core/secrets.ts';
 import { CacheBudget } from '../core/table-cache.ts';
 import { Claims, requireShareable } from './claims.ts';
@@ -228,20 +229,13 @@ class Opening {
     this.#nodes.reset();
     this.#inner = 0;
     const isGraph = filters !== undefined && isGraphName(source);
-    if (isGraph || protocolPrefix(source) !== undefined) await this.#loadFilters();
+    const known = [...this.#options.formats, ...this.#options.protocols];
+    const isUnknown = format !== undefined && !known.some(({ name }) => name === format);
+    if (isGraph || isUnknown || protocolPrefix(source) !== undefined) await this.#loadFilters();
     const described = isGraph ? NodeSpec.parse(source) : NodeSpec.named(source);
     const named = format === undefined ? described : described.with('driver', format);
     const driver = this.#nodes.driverOf(named);
-    // A protocol takes a name as it is.
-    const isFile = !isGraph && driver !== undefined && !('kind' in driver);
-    const spec = isFile
-      ? NodeSpec.of(
-          new Map([
-            ['driver', driver.name],
-            ['filename', source],
-          ]),
-        )
-      : named;
+    const spec = isGraph || driver === undefined ? named : this.#specOf(source, driver);
     const general = spec.general();
     const inherited = inheritedBy(general, asked);
     if (!readOnly && inherited.readOnly) throw readOnlyNode(source);
@@ -256,6 +250,14 @@ class Opening {
     const top = isFormat ? driver : passThrough(file.node.driver);
     const layer = this.#topLayer(name, file, isFormat ? spec : undefined, effective);
     return { layer, driver: top as FormatDriver | undefined };
+  }
+
+  /** A name, and the driver that was asked for apart from it. */
+  #specOf(name: string, driver: FormatDriver | FilterDriver | ProtocolDriver): NodeSpec {
+    const options = 'kind' in driver ? undefined : driver.graph?.parseName(name);
+    const isFile = options !== undefined;
+    const spec = isFile ? NodeSpec.of(new Map(Object.entries(options))) : this.#nodes.described(name, driver);
+    return spec.with('driver', driver.name);
   }
 
   async #loadFilters(): Promise<void> {
