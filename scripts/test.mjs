@@ -25,6 +25,9 @@ const PEERS = [
     tests: 'every comparison with the real qemu-img (test/interop and others)',
   },
   { program: 'qemu-io', package: 'qemu-utils', tests: 'images written by the real QEMU' },
+  { program: 'nbdinfo', package: 'libnbd-bin', tests: 'the NBD server, with clients that others have written' },
+  { program: 'nbdcopy', package: 'libnbd-bin', tests: 'the same' },
+  { program: 'nbdsh', package: 'python3-libnbd', tests: 'the same' },
   { program: 'uml_moo', package: 'uml-utilities', tests: 'cow files merged by their own tool' },
   { program: 'uml_mkcow', package: 'uml-utilities', tests: 'cow files made by their own tool' },
   {

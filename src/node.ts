@@ -47,6 +47,7 @@ export { ALL_FORMATS } from './formats/all.ts';
 export { qcow2 } from './formats/qcow2/driver.ts';
 export { raw } from './formats/raw/driver.ts';
 export * from './index.ts';
+export { attachSocket, type SocketReceiver, SocketTransport } from './platform/node/socket-transport.ts';
 export { fileProtocol } from './storage/file.ts';
 
 /** The same options, with drivers and codecs preset. */

@@ -82,6 +82,7 @@ const LINES: Readonly<Record<string, Line>> = {
   io: { ...ONE, files: (name) => ['-c', 'quit', name], runsAlone: true },
   map: ONE,
   measure: { files: (name) => [name], surplus: ['a', 'b'] },
+  nbd: { files: (name) => ['serve', name] },
   rebase: { files: (name) => ['-u', '-b', '', name], surplus: ['-u', '-b', '', 'a', 'b'] },
   recover: { files: (name) => [name, path('target')], surplus: ['a', 'b', 'c'] },
   resize: { files: (name) => [name, '1M'], surplus: ['a', 'b', '1M'] },

@@ -124,6 +124,12 @@ const VERBS: Readonly<Record<string, VerbEntry>> = {
     spec: async () => (await import('./measure.ts')).measure,
     command: async () => (await import('../commands/measure.ts')).runMeasure,
   },
+  nbd: {
+    summary: 'serve images to other programs and machines, over NBD',
+    only: 'cowdisk',
+    spec: async () => (await import('./nbd.ts')).nbd,
+    command: async () => (await import('../commands/nbd.ts')).runNbd,
+  },
   rebase: {
     summary: 'give an overlay another backing file, or none',
     spec: async () => (await import('./rebase.ts')).rebase,
