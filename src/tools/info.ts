@@ -187,7 +187,9 @@ async function factsOf(image: Image, options: OpenImageOptions): Promise<ImageIn
 function locksOf(node: BlockNode): LockFacts | undefined {
   let at: BlockNode | undefined = node;
   while (at !== undefined && at.locks === undefined) at = childOf(at, 'file');
-  return at?.locks;
+  const locks = at?.locks;
+  // As they are now: the file is closed before anybody reads it.
+  return locks === undefined ? undefined : { state: locks.state, missing: locks.missing };
 }
 
 /** What the name means, where the image has not asked: it may need its backing file no longer. */
