@@ -132,7 +132,7 @@ class Walk {
         at = zeroEnd;
       } else {
         const dataEnd = cursor.zero ? at + CHECKSUM_BLOCK : alignUp(known, CHECKSUM_BLOCK);
-        at = await this.#data(at, Math.min(dataEnd, at + CHUNK), cursor.depth);
+        at = await this.#data(at, Math.min(dataEnd, at + CHUNK), cursor);
       }
       this.#takeTurns();
       onProgress?.({ phase: 'checksum', done: Math.min(at, virtualSize), total: virtualSize });
@@ -140,10 +140,10 @@ class Walk {
     }
   }
 
-  async #data(start: number, end: number, depth: number): Promise<number> {
+  async #data(start: number, end: number, cursor: StatusCursor): Promise<number> {
     const turn: Turn = { hashes: undefined, zeros: 0 };
     this.#turns.push(turn);
-    const place = this.#direct.ready ? await this.#placeOf(start, end, depth) : undefined;
+    const place = this.#direct.ready ? await this.#placeOf(start, Math.min(end, cursor.end), cursor.depth) : undefined;
     if (place !== undefined) {
       const taken = await this.#direct.take(place, (hashes) => {
         if (hashes === undefined) this.#again.push({ start, length: place.length, turn });
@@ -162,7 +162,8 @@ class Walk {
     if (waiting !== undefined) await waiting;
   }
 
-  /** Where whole blocks from `start` on lie in an open file, if they do. */
+  /** Where whole blocks from `start` on lie in an open file, if they do.
+   *  @param end how far the layer at `depth` decides at most: its runs go on below what the layers above hold */
   async #placeOf(start: number, end: number, depth: number): Promise<Place | undefined> {
     const layer = this.#places?.layer(depth);
     if (layer === undefined || layer.node.format.transform !== undefined) return undefined;

@@ -202,6 +202,27 @@ describe('files that workers read by themselves', () => {
     }
   });
 
+  it('are read no further than the layer decides: an overlay begins anywhere in a block', async () => {
+    const [base, top] = [path('base.raw'), path('top.qcow2')];
+    writeFileSync(base, noise(seededRandom(5), SIZE));
+    await node.createImage(top, { format: 'qcow2', backing: { name: base, format: 'raw' } });
+    await using overlay = await node.openImage(top, { readOnly: false, references: 'allow' });
+    const random = seededRandom(6);
+    for (let i = 0; i < 6; i++) {
+      await overlay.write(below(random, SIZE - 256 * KiB), noise(random, 1 + below(random, 200 * KiB)));
+    }
+    const { hash } = await checksumImage(overlay, { codecs: createCodecs({ workers: 0 }) });
+    await overlay.close();
+    const codecs = createCodecs({ workers: 2 });
+    try {
+      await codecs.digests(new Uint8Array(MiB * 32), MiB, 0);
+      await using image = await node.openImage(top, { references: 'allow' });
+      expect((await checksumImage(image, { codecs })).hash).toBe(hash);
+    } finally {
+      await codecs.close();
+    }
+  });
+
   it('are read once more by the image where a worker fails', async () => {
     const { names, hash } = await disks();
     const codecs = createCodecs({ workers: 2 });
